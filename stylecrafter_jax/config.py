@@ -1,0 +1,347 @@
+"""What a model is: frozen dataclasses, read from and written to plain JSON.
+
+Field names of the networks are those of the original YAML files
+(StyleCrafter, `configs/inference_video_320_512.yaml`), so that a config reads like the original.
+A default stands here and nowhere else; the defaults are the released 320x512 video model.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+Prediction = Literal["eps", "v", "x0"]
+Fusion = Literal["dual", "attach"]
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, has the wrong type, or contradicts another one."""
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+def _divides(name: str, value: int, by: str, divisor: int) -> None:
+    _require(value % divisor == 0, f"{name} {value} is not a multiple of {by} {divisor}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """VideoCrafter's video UNet.
+
+    Attributes:
+        num_heads: heads of every spatial and temporal attention; ignored if `num_head_channels`
+            is set.
+        num_head_channels: width of a head, or -1 to derive it from `num_heads`.
+        use_linear: project in and out of a transformer by a linear layer instead of a 1x1
+            convolution; the arithmetic is the same, the weights' shapes differ.
+        temporal_length: the number of frames the model was trained with; half the extent of the
+            relative-position tables and the size of the causal mask.
+        addition_attention: an extra temporal transformer (`init_attn`) after the first convolution.
+        temporal_conv: temporal convolutions after every residual block.
+        tempspatial_aware: their first two kernels are 3x3x3 instead of 3x1x1.
+        fps_cond: frames per second are embedded and added to the time embedding.
+
+    Source: StyleCrafter, lvdm/modules/networks/openaimodel3d.py, UNetModel.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    model_channels: int = 320
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (4, 2, 1)
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    conv_resample: bool = True
+    context_dim: int = 1024
+    use_scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    num_heads: int = -1
+    num_head_channels: int = 64
+    transformer_depth: int = 1
+    use_linear: bool = True
+    temporal_conv: bool = False
+    tempspatial_aware: bool = False
+    temporal_attention: bool = True
+    temporal_selfatt_only: bool = True
+    use_relative_position: bool = True
+    use_causal_attention: bool = False
+    temporal_length: int = 16
+    addition_attention: bool = True
+    temporal_transformer_depth: int = 1
+    fps_cond: bool = False
+
+    def __post_init__(self):
+        _require(
+            self.num_heads != -1 or self.num_head_channels != -1,
+            "unet: one of num_heads and num_head_channels must be set, both are -1",
+        )
+        _require(
+            self.num_head_channels != -1 or not self.addition_attention,
+            "unet: addition_attention needs num_head_channels, got -1",
+        )
+        for mult in self.channel_mult:
+            channels = mult * self.model_channels
+            _require(
+                channels % 32 == 0,
+                f"unet: channels must be multiples of 32 (group norm), got {channels}",
+            )
+
+    def heads(self, channels: int) -> tuple[int, int]:
+        """Returns (number of heads, width of a head) of an attention over `channels`."""
+        if self.num_head_channels == -1:
+            return self.num_heads, channels // self.num_heads
+        return channels // self.num_head_channels, self.num_head_channels
+
+    @property
+    def downsampling(self) -> int:
+        """Factor between the widest and the narrowest grid of latents."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StyleTransformerConfig:
+    """The query transformer that turns CLIP image tokens into style tokens."""
+
+    in_dim: int = 1280
+    out_dim: int = 1024
+    num_heads: int = 8
+    num_tokens: int = 8
+    n_layers: int = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScaleEncoderConfig:
+    """The predictor of one style scale for every dual cross-attention layer.
+
+    `num_tokens` is the number of those layers.
+    """
+
+    in_dim: int = 1024
+    out_dim: int = 1
+    num_heads: int = 8
+    num_tokens: int = 16
+    n_layers: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """The style adapter.
+
+    Attributes:
+        scale: constant factor on the style branch; the user's style weight multiplies it.
+        use_norm: LayerNorm on the style branch (the released model). Without it the branch is
+            rescaled to the L2 norm of the text branch, as the original does.
+        fusion: `dual` is the method; `attach` appends the style tokens to the text tokens and uses
+            the text's own K and V (paper, Table 4, "without dual cross-attention").
+        scale_predictor: `None` fixes every layer's scale to 1 (Table 4, "no adaptive fusion").
+    """
+
+    scale: float = 1.0
+    use_norm: bool = True
+    fusion: Fusion = "dual"
+    image_context: StyleTransformerConfig = StyleTransformerConfig()
+    scale_predictor: ScaleEncoderConfig | None = ScaleEncoderConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """The KL autoencoder of latent diffusion, and the factor between its latents and the UNet's."""
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = ()
+    resolution: int = 256
+    in_channels: int = 3
+    out_ch: int = 3
+    z_channels: int = 4
+    double_z: bool = True
+    embed_dim: int = 4
+    scale_factor: float = 0.18215
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent along one side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTowerConfig:
+    """CLIP's text transformer."""
+
+    context_length: int = 77
+    vocab_size: int = 49408
+    width: int = 1024
+    heads: int = 16
+    layers: int = 24
+
+    def __post_init__(self):
+        _divides("clip.text.width", self.width, "heads", self.heads)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionTowerConfig:
+    """CLIP's image transformer."""
+
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1280
+    head_width: int = 80
+    layers: int = 32
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self):
+        _divides("clip.vision.width", self.width, "head_width", self.head_width)
+        _divides("clip.vision.image_size", self.image_size, "patch_size", self.patch_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPConfig:
+    """Both CLIP towers; `layer` names the block after which the text features are taken."""
+
+    embed_dim: int = 1024
+    text: TextTowerConfig = TextTowerConfig()
+    vision: VisionTowerConfig = VisionTowerConfig()
+    quick_gelu: bool = False
+    layer: Literal["last", "penultimate"] = "penultimate"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The forward process.
+
+    Attributes:
+        prediction: what the UNet's output means.
+        zero_terminal_snr: rescale so that the last step is pure noise (Lin et al. 2023, alg. 1).
+        use_scale: VideoCrafter2's rescaled signal: x_t = sqrt(alpha_bar) * scale * x0 + ...; the
+            scale runs linearly from `scale_a` to `scale_b` over `mid_step` steps and stays.
+    """
+
+    linear_start: float = 0.00085
+    linear_end: float = 0.012
+    timesteps: int = 1000
+    prediction: Prediction = "eps"
+    zero_terminal_snr: bool = False
+    use_scale: bool = False
+    scale_a: float = 1.0
+    scale_b: float = 0.3
+    mid_step: int = 400
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SizeConfig:
+    """What `generate` makes unless told otherwise: pixels, frames, frames per second.
+
+    `fps` is the playback speed; `condition_fps` is what models with `fps_cond` are told.
+    """
+
+    height: int = 320
+    width: int = 512
+    image_height: int = 512
+    image_width: int = 512
+    frames: int = 16
+    fps: int = 10
+    condition_fps: int = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A whole StyleCrafter: every network, the schedule, and its native size."""
+
+    unet: UNetConfig = UNetConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    vae: AutoencoderConfig = AutoencoderConfig()
+    clip: CLIPConfig = CLIPConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    size: SizeConfig = SizeConfig()
+
+    def __post_init__(self):
+        pairs = (
+            ("unet.context_dim", self.unet.context_dim, "clip.text.width", self.clip.text.width),
+            (
+                "adapter.image_context.out_dim",
+                self.adapter.image_context.out_dim,
+                "unet.context_dim",
+                self.unet.context_dim,
+            ),
+            (
+                "adapter.image_context.in_dim",
+                self.adapter.image_context.in_dim,
+                "clip.vision.width",
+                self.clip.vision.width,
+            ),
+            ("vae.embed_dim", self.vae.embed_dim, "unet.in_channels", self.unet.in_channels),
+        )
+        for left, left_value, right, right_value in pairs:
+            _require(
+                left_value == right_value,
+                f"{left} is {left_value} but {right} is {right_value}; they must agree",
+            )
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width must be multiples of this many pixels."""
+        return self.vae.downsampling * self.unet.downsampling
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns a config dataclass as plain JSON values."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
+    """Builds the config `cls` from JSON values; absent fields keep their defaults.
+
+    Args:
+        cls: a dataclass of this module.
+        values: field name -> value.
+        where: the path of this object in the whole config, for messages.
+
+    Raises:
+        ConfigError: a field is unknown (the nearest right name is given) or has the wrong type.
+    """
+    _require(isinstance(values, dict), f"{where or cls.__name__}: wanted an object, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    built = {}
+    for name, value in values.items():
+        path = f"{where}.{name}" if where else name
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown setting {path}{hint}")
+        built[name] = _coerce(hints[name], value, path)
+    return cls(**built)
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+    """Returns `value` as the type `hint`, or raises ConfigError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _coerce(next(a for a in args if a is not type(None)), value, path)
+    if origin is Literal:
+        _require(value in args, f"{path}: wanted one of {', '.join(args)}, got {value!r}")
+        return value
+    if origin is tuple:
+        _require(isinstance(value, list | tuple), f"{path}: wanted a list, got {value!r}")
+        return tuple(_coerce(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, path)  # pyright: ignore[reportArgumentType]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    _require(
+        isinstance(value, hint) and not (hint is int and isinstance(value, bool)),
+        f"{path}: wanted {hint.__name__}, got {value!r}",
+    )
+    return value

@@ -1,0 +1,255 @@
+"""Attention layers: self-attention, text plus gated style cross-attention, over frames."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+# Above this many bytes of logits the rows of the batch are attended one after another.
+LOGITS_BYTES = 512 * 2**20
+
+
+def attention(
+    q: Float[Array, "b n m e"],
+    k: Float[Array, "b l m e"],
+    v: Float[Array, "b l m e"],
+    mask: Bool[Array, "#b n l"] | None = None,
+) -> Float[Array, "b n m e"]:
+    """Returns softmax(q k^T / sqrt(e)) v for every head; logits and softmax are float32."""
+    b, n, m, _ = q.shape
+    if mask is not None:
+        mask = mask[:, None]
+    if b > 1 and mask is None and 4 * b * m * n * k.shape[1] > LOGITS_BYTES:
+        return jax.lax.map(lambda row: jax.nn.dot_product_attention(*row), (q, k, v))
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+
+def relative_attention(
+    q: Float[Array, "b n m e"],
+    k: Float[Array, "b l m e"],
+    v: Float[Array, "b l m e"],
+    table_k: Float[Array, "r e"],
+    table_v: Float[Array, "r e"],
+    mask: Bool[Array, "#b n l"] | None = None,
+) -> Float[Array, "b n m e"]:
+    """Attention with learned relative positions added to keys and values.
+
+    With d(i, j) = clip(j - i, -L, L) + L and tables of 2 L + 1 rows,
+
+        logits[i, j] = q_i . (k_j + table_k[d(i, j)]) / sqrt(e)
+        out[i] = sum_j softmax(logits)[i, j] (v_j + table_v[d(i, j)])
+
+    Source: StyleCrafter, lvdm/modules/attention.py, CrossAttention with relative_position.
+    """
+    n, length = q.shape[1], k.shape[1]
+    extent = table_k.shape[0] // 2
+    offset = jnp.arange(length)[None, :] - jnp.arange(n)[:, None]
+    index = jnp.clip(offset, -extent, extent) + extent
+    float32 = {"preferred_element_type": jnp.float32}
+    logits = jnp.einsum("bnme,blme->bmnl", q, k, **float32)
+    logits += jnp.einsum(
+        "bnme,nle->bmnl", q, jnp.take(table_k.astype(q.dtype), index, axis=0), **float32
+    )
+    logits *= q.shape[-1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
+    weights = nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bmnl,blme->bnme", weights, v, **float32)
+    out += jnp.einsum(
+        "bmnl,nle->bnme", weights, jnp.take(table_v.astype(v.dtype), index, axis=0), **float32
+    )
+    return out.astype(q.dtype)
+
+
+class SelfAttention(nn.Module, kw_only=True):
+    """Self-attention over the tokens of one frame; no positions, no mask."""
+
+    heads: int
+    head_dim: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        def project(name):
+            dense = nn.Dense(
+                self.heads * self.head_dim, use_bias=False, dtype=self.dtype, name=name
+            )
+            return rearrange(dense(x), "b n (m e) -> b n m e", m=self.heads)
+
+        out = attention(project("to_q"), project("to_k"), project("to_v"))
+        out = rearrange(out, "b n m e -> b n (m e)")
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out.0")(out)
+
+
+class TemporalAttention(nn.Module, kw_only=True):
+    """Attention over the frames of one position; to the frames themselves or to `context`.
+
+    `relative` is the extent of the relative-position tables, or None for plain attention.
+    """
+
+    heads: int
+    head_dim: int
+    relative: int | None
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "r f c"],
+        context: Float[Array, "r l d"] | None = None,
+        mask: Bool[Array, "#r f l"] | None = None,
+    ) -> Float[Array, "r f c"]:
+        def project(tokens, name):
+            dense = nn.Dense(
+                self.heads * self.head_dim, use_bias=False, dtype=self.dtype, name=name
+            )
+            return rearrange(dense(tokens), "b n (m e) -> b n m e", m=self.heads)
+
+        source = x if context is None else context
+        q, k, v = project(x, "to_q"), project(source, "to_k"), project(source, "to_v")
+        if self.relative is None:
+            out = attention(q, k, v, mask)
+        else:
+            shape = (2 * self.relative + 1, self.head_dim)
+            init = nn.initializers.xavier_uniform()
+            table_k, table_v = (
+                _Table(shape=shape, init=init, name=f"relative_position_{side}")() for side in "kv"
+            )
+            out = relative_attention(q, k, v, table_k, table_v, mask)
+        out = rearrange(out, "b n m e -> b n (m e)")
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out.0")(out)
+
+
+class _Table(nn.Module, kw_only=True):
+    """One table of relative-position embeddings, under the original's name."""
+
+    shape: tuple[int, int]
+    init: Any
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "r e"]:
+        return self.param("embeddings_table", self.init, self.shape)
+
+
+class ContextKV(NamedTuple):
+    """Keys and values of one dual cross-attention, heads merged; style covers the leading rows."""
+
+    k: Float[Array, "b l k"]
+    v: Float[Array, "b l k"]
+    k_style: Float[Array, "r s k"] | None = None
+    v_style: Float[Array, "r s k"] | None = None
+
+
+def context_kv(
+    params: Mapping[str, Any],
+    name: str,
+    text: Float[Array, "b l d"],
+    style: Float[Array, "r s d"] | None,
+) -> ContextKV:
+    """Returns what `DualCrossAttention` would compute from its contexts, to be computed once.
+
+    Args:
+        params: flat UNet parameters.
+        name: the layer's name in them.
+        text: text tokens of every row, in the compute dtype.
+        style: style tokens of the leading rows.
+    """
+
+    def project(tokens, leaf):
+        kernel = params.get(f"{name}/{leaf}/kernel")
+        if kernel is None:  # the "attach" fusion has no kernels of its own for the style
+            kernel = params[f"{name}/{leaf.removesuffix('_style')}/kernel"]
+        return tokens @ kernel.astype(tokens.dtype)
+
+    kv = ContextKV(project(text, "to_k"), project(text, "to_v"))
+    if style is None:
+        return kv
+    return kv._replace(k_style=project(style, "to_k_style"), v_style=project(style, "to_v_style"))
+
+
+class DualCrossAttention(nn.Module, kw_only=True):
+    """Cross-attention to text plus a scaled branch to style tokens; one query serves both.
+
+        out = to_out(attn(q, text) + scale * norm_style(attn(q, style)))
+
+    The style may cover only the first r of the b rows; the rest is attended to text alone.
+    `fusion="attach"` appends the style tokens to the text tokens instead. `use_norm=False` rescales
+    the style branch to the L2 norm of the text branch, frame by frame, instead of LayerNorm.
+
+    Source: StyleCrafter, lvdm/modules/attention.py, DualCrossAttnProcessorAS.efficient_forward.
+    """
+
+    heads: int
+    head_dim: int
+    fusion: Literal["dual", "attach"]
+    use_norm: bool
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b f n c"],
+        text: Float[Array, "b l d"],
+        style: Float[Array, "r s d"] | None = None,
+        scale: Float[Array, " r"] | None = None,
+        kv: ContextKV | None = None,
+    ) -> Float[Array, "b f n c"]:
+        def dense(name):
+            inner = self.heads * self.head_dim
+            return nn.Dense(inner, use_bias=False, dtype=self.dtype, name=name)
+
+        def attend(rows, k, v):
+            frames = rows.shape[1]
+            q = rearrange(rows, "b f n (m e) -> b (f n) m e", m=self.heads)
+            k, v = (rearrange(y, "b l (m e) -> b l m e", m=self.heads) for y in (k, v))
+            return rearrange(attention(q, k, v), "b (f n) m e -> b f n (m e)", f=frames)
+
+        q = dense("to_q")(x)
+        if kv is None:
+            to_k, to_v = dense("to_k"), dense("to_v")
+            kv = ContextKV(to_k(text), to_v(text))
+            if style is not None:
+                if self.fusion == "dual":
+                    to_k, to_v = dense("to_k_style"), dense("to_v_style")
+                kv = kv._replace(k_style=to_k(style), v_style=to_v(style))
+        k, v, k_style, v_style = kv
+        if k_style is None or v_style is None:
+            out = attend(q, k, v)
+        elif self.fusion == "attach":
+            r = k_style.shape[0]
+            k_both, v_both = (
+                jnp.concatenate([k[:r], k_style], 1),
+                jnp.concatenate([v[:r], v_style], 1),
+            )
+            out = attend(q[:r], k_both, v_both)
+            if r < q.shape[0]:
+                out = jnp.concatenate([out, attend(q[r:], k[r:], v[r:])], axis=0)
+        else:
+            r = k_style.shape[0]
+            out = attend(q, k, v)
+            styled = self.normalised(attend(q[:r], k_style, v_style), out[:r])
+            if scale is not None:
+                styled = rearrange(scale, "r -> r 1 1 1").astype(self.dtype) * styled
+            out = jnp.concatenate([out[:r] + styled, out[r:]], axis=0)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out.0")(out)
+
+    def normalised(
+        self, styled: Float[Array, "r f n k"], text: Float[Array, "r f n k"]
+    ) -> Float[Array, "r f n k"]:
+        """Returns the style branch LayerNormed, or with the text branch's norm per frame."""
+        if self.use_norm:
+            norm = nn.LayerNorm(
+                epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, name="norm_style"
+            )
+            return norm(styled).astype(self.dtype)
+        text_norm, style_norm = (
+            jnp.sqrt(jnp.square(y.astype(jnp.float32)).sum((-2, -1), keepdims=True))
+            for y in (text, styled)
+        )
+        ratio = jax.lax.stop_gradient(text_norm / (style_norm + 1e-6))
+        return (ratio * styled).astype(self.dtype)

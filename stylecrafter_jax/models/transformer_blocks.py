@@ -1,0 +1,209 @@
+"""Transformers of the video UNet: over the positions of a frame, and over the frames."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from stylecrafter_jax.models.attention import (
+    ContextKV,
+    DualCrossAttention,
+    SelfAttention,
+    TemporalAttention,
+)
+from stylecrafter_jax.models.layers import JOINT, TRANSFORMER_EPSILON, GroupNorm
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm with PyTorch's epsilon and exact float32 statistics."""
+
+    epsilon: float = 1e-5
+    use_fast_variance: bool = False
+    dtype: DTypeLike | None = jnp.float32
+
+
+class GEGLU(nn.Module, kw_only=True):
+    """Feed-forward: (first half of the projection) * gelu(second half), projected back.
+
+    Source: StyleCrafter, lvdm/modules/attention.py, FeedForward with glu.
+    """
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        c = x.shape[-1]
+        x = nn.Dense(8 * c, dtype=self.dtype, name="net.0.proj")(x)
+        x, gate = jnp.split(x, 2, axis=-1)
+        return nn.Dense(c, dtype=self.dtype, name="net.2")(x * nn.gelu(gate, approximate=False))
+
+
+class SpatialBlock(nn.Module, kw_only=True):
+    """Self-attention within a frame, dual cross-attention, feed-forward; each pre-normed."""
+
+    heads: int
+    head_dim: int
+    fusion: Literal["dual", "attach"]
+    use_norm: bool
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b f n c"],
+        text: Float[Array, "b l d"],
+        style: Float[Array, "r s d"] | None,
+        scale: Float[Array, " r"] | None,
+        kv: ContextKV | None,
+    ) -> Float[Array, "b f n c"]:
+        size = {"heads": self.heads, "head_dim": self.head_dim, "dtype": self.dtype}
+        h = rearrange(LayerNorm(name="norm1")(x).astype(self.dtype), "b f n c -> (b f) n c")
+        h = SelfAttention(**size, name="attn1")(h)
+        x = x + rearrange(h, "(b f) n c -> b f n c", b=x.shape[0])
+        h = LayerNorm(name="norm2")(x).astype(self.dtype)
+        attn2 = DualCrossAttention(**size, fusion=self.fusion, use_norm=self.use_norm, name="attn2")
+        x = x + attn2(h, text, style, scale, kv)
+        return x + GEGLU(dtype=self.dtype, name="ff")(LayerNorm(name="norm3")(x).astype(self.dtype))
+
+
+class SpatialTransformer(nn.Module, kw_only=True):
+    """Transformer over the positions of each frame, with text and style.
+
+    `layer` is the index of its first dual cross-attention among those of the whole UNet: it picks
+    the column of `scale` and the entry of `kv`.
+
+    Source: StyleCrafter, lvdm/modules/attention.py, SpatialTransformer.
+    """
+
+    heads: int
+    head_dim: int
+    depth: int
+    use_linear: bool
+    layer: int
+    fusion: Literal["dual", "attach"]
+    use_norm: bool
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b f h w c"],
+        text: Float[Array, "b l d"],
+        style: Float[Array, "r s d"] | None = None,
+        scale: Float[Array, "r layers"] | None = None,
+        kv: Sequence[ContextKV] | None = None,
+    ) -> Float[Array, "b f h w c"]:
+        height, channels = x.shape[2], x.shape[-1]
+        residual = x
+        x = GroupNorm(epsilon=TRANSFORMER_EPSILON, dtype=self.dtype, name="norm")(x)
+        x = _project(x, self.heads * self.head_dim, self.use_linear, 2, self.dtype, "proj_in")
+        x = rearrange(x, "b f h w c -> b f (h w) c")
+        for depth in range(self.depth):
+            layer = self.layer + depth
+            block = SpatialBlock(
+                heads=self.heads,
+                head_dim=self.head_dim,
+                fusion=self.fusion,
+                use_norm=self.use_norm,
+                dtype=self.dtype,
+                name=f"transformer_blocks.{depth}",
+            )
+            layer_scale = None if scale is None else scale[:, layer]
+            x = block(x, text, style, layer_scale, None if kv is None else kv[layer])
+        x = rearrange(x, "b f (h w) c -> b f h w c", h=height)
+        return residual + _project(x, channels, self.use_linear, 2, self.dtype, "proj_out")
+
+
+class TemporalBlock(nn.Module, kw_only=True):
+    """Attention over frames twice (the second possibly to a context), feed-forward; pre-normed."""
+
+    heads: int
+    head_dim: int
+    relative: int | None
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "r f c"],
+        context: Float[Array, "r l d"] | None,
+        mask: Bool[Array, "#r f f"] | None,
+        context_mask: Bool[Array, "r f l"] | None,
+    ) -> Float[Array, "r f c"]:
+        def attn(name):
+            return TemporalAttention(
+                heads=self.heads,
+                head_dim=self.head_dim,
+                relative=self.relative,
+                dtype=self.dtype,
+                name=name,
+            )
+
+        x = x + attn("attn1")(LayerNorm(name="norm1")(x).astype(self.dtype), mask=mask)
+        h = LayerNorm(name="norm2")(x).astype(self.dtype)
+        if context is None:
+            x = x + attn("attn2")(h, mask=mask)
+        else:
+            x = x + attn("attn2")(h, context, context_mask)
+        return x + GEGLU(dtype=self.dtype, name="ff")(LayerNorm(name="norm3")(x).astype(self.dtype))
+
+
+class TemporalTransformer(nn.Module, kw_only=True):
+    """Transformer over the frames of each position.
+
+    The norm's statistics run over all frames. With `self_attention_only=False` the second attention
+    reads text and style tokens; the original applies no mask then, nor do we.
+
+    Source: StyleCrafter, lvdm/modules/attention.py, TemporalTransformer.
+    """
+
+    heads: int
+    head_dim: int
+    depth: int
+    use_linear: bool
+    relative: int | None
+    self_attention_only: bool
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b f h w c"],
+        context: Float[Array, "b l d"] | None = None,
+        mask: Bool[Array, "1 f f"] | None = None,
+        context_mask: Bool[Array, "b l"] | None = None,
+    ) -> Float[Array, "b f h w c"]:
+        b, frames, height, width, channels = x.shape
+        residual = x
+        norm = GroupNorm(epsilon=TRANSFORMER_EPSILON, axes=JOINT, dtype=self.dtype, name="norm")
+        x = rearrange(norm(x), "b f h w c -> (b h w) f c")
+        x = _project(x, self.heads * self.head_dim, self.use_linear, 1, self.dtype, "proj_in")
+        if self.self_attention_only:
+            context = context_mask = None
+        else:
+            mask = None
+            context = repeat(context, "b l d -> (b n) l d", n=height * width)
+            if context_mask is not None:
+                context_mask = repeat(context_mask, "b l -> (b n) f l", n=height * width, f=frames)
+        for depth in range(self.depth):
+            block = TemporalBlock(
+                heads=self.heads,
+                head_dim=self.head_dim,
+                relative=self.relative,
+                dtype=self.dtype,
+                name=f"transformer_blocks.{depth}",
+            )
+            x = block(x, context, mask, context_mask)
+        x = _project(x, channels, self.use_linear, 1, self.dtype, "proj_out")
+        return residual + rearrange(x, "(b h w) f c -> b f h w c", b=b, h=height, w=width)
+
+
+def _project(x, features: int, linear: bool, rank: int, dtype: DTypeLike, name: str):
+    """Projects channels; as a convolution of size 1 where the checkpoint's weights are one."""
+    if linear:
+        return nn.Dense(features, dtype=dtype, name=name)(x)
+    return nn.Conv(features, (1,) * rank, dtype=dtype, name=name)(x)
