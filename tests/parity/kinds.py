@@ -1,0 +1,64 @@
+"""Which code answers a case, and with which tolerance."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.parity import diffusion_cases, media_cases, model_cases, trajectory_cases
+from tests.parity.case import Case, Check, compare
+
+Answers = dict[str, Any]
+
+
+class UnknownKind(Exception):
+    """The case belongs to a family that this project does not build yet."""
+
+
+KINDS: dict[str, Callable[[Case], Answers]] = {
+    "unet": model_cases.unet,
+    "style_transformer": model_cases.style_transformer,
+    "scale_encoder": model_cases.scale_encoder,
+    "vae": model_cases.vae,
+    "vae_video": model_cases.vae_video,
+    "openclip": model_cases.openclip,
+    "norm_probes": model_cases.norm_probes,
+    "clip_preprocess": media_cases.clip_preprocess,
+    "tokenizer": media_cases.tokenizer,
+    "schedule": diffusion_cases.schedule,
+    "ddim": trajectory_cases.ddim,
+    "pipeline": trajectory_cases.pipeline,
+}
+# Cases of other families carry no kind; these of them test what every family shares.
+MODULES = ("diffusers 0.29.1 ",)
+
+
+def checks(case: Case) -> list[Check]:
+    """Runs a case and compares everything it has a value for.
+
+    Raises:
+        UnknownKind: no code of ours answers it.
+    """
+    kind = case.info.get("kind")
+    if kind == "training_loss":
+        return trajectory_cases.training_loss(case)
+    if kind in KINDS:
+        return [check(case, name, ours) for name, ours in KINDS[kind](case).items()]
+    if kind is None and case.info.get("module", "").startswith(MODULES):
+        rule = case.info["tolerance"]["max_rel"]
+        answers = diffusion_cases.samplers(case)
+        return [
+            compare(name, ours, case.outputs[name], atol=0.0, rtol=rule)
+            for name, ours in answers.items()
+        ]
+    raise UnknownKind(f"kind {kind!r}" if kind else f"module {case.info.get('module')!r}")
+
+
+def check(case: Case, name: str, ours: Any) -> Check:
+    """Compares one array under its case's rule."""
+    tolerance = case.info["tolerance"]
+    atol, rtol = tolerance["atol"], tolerance["rtol"]
+    theirs = case.outputs[name]
+    if theirs.dtype == "float16" and "atol_float16" in tolerance:
+        atol = tolerance["atol_float16"]
+    if case.info["kind"] == "pipeline" and name in trajectory_cases.SAMPLER_INPUTS:
+        atol, rtol = 1e-4, 1e-4
+    return compare(name, ours, theirs, atol=atol, rtol=rtol)
