@@ -279,17 +279,19 @@ def _check_arrays(x: Array, plan: Plan, keys: Array | None, noise: Array | None)
 def _report(callback: Callback, i: Array, steps: int, x0: Array, preview_every: int) -> Array:
     """Calls `callback` on the host and returns i + 1.
 
-    The host returns the next step's number, so that no step begins before the last one has been
-    reported: this keeps the order on any number of devices, where ordered effects allow but one.
+    The host is sent one value of the step's estimate, so that it is called when the step is done
+    and not before; and it returns the next step's number, so that calls come in order on any number
+    of devices, where ordered effects allow but one.
     """
 
-    def host(i, x0=None):
+    def host(i, _, x0=None):
         done = int(i) + 1
         callback(done, steps, None if x0 is None else np.asarray(x0))
         return np.int32(done)
 
     def send(*arrays):
-        return io_callback(host, jax.ShapeDtypeStruct((), jnp.int32), i, *arrays)
+        done = jnp.ravel(x0)[:1]
+        return io_callback(host, jax.ShapeDtypeStruct((), jnp.int32), i, done, *arrays)
 
     if preview_every < 1:
         return send()

@@ -293,3 +293,18 @@ def test_arrays_that_do_not_fit_are_refused(arguments, message):
     plan = make_plan("euler_ancestral", SCHEDULE, 4)
     with pytest.raises(REFUSALS, match=message):
         sample(**({"denoise": lambda x, t: x, "x": jnp.zeros((2, 3)), "plan": plan} | arguments))
+
+
+def test_a_step_is_reported_when_it_is_done_and_not_before():
+    plan = make_plan("ddim", SCHEDULE, 3)
+    events = []
+
+    def network(x, t):
+        events.append("network")
+        return np.asarray(x)
+
+    def denoise(x, t):
+        return jax.pure_callback(network, jax.ShapeDtypeStruct(x.shape, x.dtype), x, t)
+
+    sample(denoise, normal(0, 1, 4), plan, callback=lambda *_: events.append("report"))
+    assert events == ["network", "report"] * 3
