@@ -101,6 +101,14 @@ class UNetConfig:
         """Factor between the widest and the narrowest grid of latents."""
         return 2 ** (len(self.channel_mult) - 1)
 
+    @property
+    def dual_layers(self) -> int:
+        """Number of dual cross-attentions: those on the way down, in the middle, and up."""
+        levels = sum(
+            2**level in self.attention_resolutions for level in range(len(self.channel_mult))
+        )
+        return self.transformer_depth * (levels * (2 * self.num_res_blocks + 1) + 1)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StyleTransformerConfig:
@@ -136,7 +144,7 @@ class AdapterConfig:
         use_norm: LayerNorm on the style branch (the released model). Without it the branch is
             rescaled to the L2 norm of the text branch, as the original does.
         fusion: `dual` is the method; `attach` appends the style tokens to the text tokens and uses
-            the text's own K and V (paper, Table 4, "without dual cross-attention").
+            the text's own K and V (paper, Table 4, "without dual cross-attention"), with no scale.
         scale_predictor: `None` fixes every layer's scale to 1 (Table 4, "no adaptive fusion").
     """
 
@@ -281,6 +289,18 @@ class ModelConfig:
                 left_value == right_value,
                 f"{left} is {left_value} but {right} is {right_value}; they must agree",
             )
+        predictor = self.adapter.scale_predictor
+        if predictor is not None:
+            _require(
+                predictor.num_tokens >= self.unet.dual_layers,
+                f"adapter.scale_predictor.num_tokens is {predictor.num_tokens} but the unet has "
+                f"{self.unet.dual_layers} dual cross-attention layers; each needs one",
+            )
+            _require(
+                predictor.in_dim == self.unet.context_dim,
+                f"adapter.scale_predictor.in_dim is {predictor.in_dim} but unet.context_dim is "
+                f"{self.unet.context_dim}; they must agree",
+            )
 
     @property
     def size_multiple(self) -> int:
@@ -299,12 +319,12 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
+def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     """Builds the config `cls` from JSON values; absent fields keep their defaults.
 
     Args:
         cls: a dataclass of this module.
-        values: field name -> value.
+        values: a dict, field name -> value; whatever else came is an error.
         where: the path of this object in the whole config, for messages.
 
     Raises:

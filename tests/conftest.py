@@ -1,12 +1,15 @@
 """Strict JAX flags, and a tiny model that every test may use."""
 
+import dataclasses
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from stylecrafter_jax.config import (
     AdapterConfig,
@@ -64,3 +67,50 @@ def tiny_params():
     return {
         name: weights.tensor(name, shape.shape) for name, shape in parameter_shapes(TINY).items()
     }
+
+
+# One level of the UNet is enough where the claim is not about networks.
+SMALL = dataclasses.replace(
+    TINY,
+    unet=dataclasses.replace(
+        TINY.unet, channel_mult=(1,), attention_resolutions=(1,), addition_attention=False
+    ),
+)
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory):
+    """A model even smaller than the tiny one, as a bundle folder."""
+    from stylecrafter_jax.checkpoints.bundle import BundleWriter
+    from stylecrafter_jax.models.networks import parameter_shapes
+
+    path = tmp_path_factory.mktemp("bundles") / "small"
+    with BundleWriter(path, SMALL) as writer:
+        for name, shape in sorted(parameter_shapes(SMALL).items()):
+            # Random weights make grey pictures; more contrast shows a difference in 256 levels.
+            gain = 8.0 if name == "vae/decoder/conv_out/kernel" else 1.0
+            writer.add(name, np.float32(gain) * weights.tensor(name, shape.shape))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_model(small_bundle):
+    """It, ready to generate; what one test compiles the next one uses."""
+    from stylecrafter_jax.generate import StyleCrafter
+    from stylecrafter_jax.programs import Programs
+
+    model = StyleCrafter.load(small_bundle)
+    model.programs = Programs({"xla_backend_optimization_level": 0})
+    return model
+
+
+@pytest.fixture(scope="session")
+def style_files(tmp_path_factory):
+    """Three different pictures."""
+    folder = tmp_path_factory.mktemp("styles")
+    paths = [folder / f"style{i}.png" for i in range(3)]
+    for i, path in enumerate(paths):
+        pixels = np.random.default_rng(i).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        pixels[..., i] //= 4
+        Image.fromarray(pixels).save(path)
+    return paths

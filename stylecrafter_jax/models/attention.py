@@ -10,7 +10,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-# Above this many bytes of logits the rows of the batch are attended one after another.
+# Logits of more bytes than this are not held at once: rows of the batch are attended in groups.
 LOGITS_BYTES = 512 * 2**20
 
 
@@ -24,8 +24,12 @@ def attention(
     b, n, m, _ = q.shape
     if mask is not None:
         mask = mask[:, None]
-    if b > 1 and mask is None and 4 * b * m * n * k.shape[1] > LOGITS_BYTES:
-        return jax.lax.map(lambda row: jax.nn.dot_product_attention(*row), (q, k, v))
+    row_bytes = 4 * m * n * k.shape[1]
+    if b > 1 and mask is None and b * row_bytes > LOGITS_BYTES:
+        rows = max(1, LOGITS_BYTES // row_bytes)
+        return jax.lax.map(
+            lambda row: jax.nn.dot_product_attention(*row), (q, k, v), batch_size=rows
+        )
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
@@ -133,7 +137,7 @@ class _Table(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self) -> Float[Array, "r e"]:
-        return self.param("embeddings_table", self.init, self.shape)
+        return jnp.asarray(self.param("embeddings_table", self.init, self.shape))
 
 
 class ContextKV(NamedTuple):

@@ -75,7 +75,7 @@ def encode_text(
     layers = config.text.layers - (1 if config.layer == "penultimate" else 0)
     mask = jnp.ones_like(ids)
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
-    tower = text_tower(config, layers)
+    tower: Any = text_tower(config, layers)
     with jax.numpy_rank_promotion("allow"):  # Flax CLIP relies on it
         out = tower.apply({"params": params["text_model"]}, ids, mask, positions)
     return out.last_hidden_state
@@ -94,7 +94,7 @@ def encode_image(
     Source: StyleCrafter, lvdm/modules/encoders/condition.py, FrozenOpenCLIPImageEmbedder with
     only_cls=False, use_proj=False.
     """
-    tower = vision_tower(config)
+    tower: Any = vision_tower(config)
     with jax.numpy_rank_promotion("allow"):
         out = tower.apply({"params": params["vision_model"]}, pixels)
     return jnp.concatenate([out.pooler_output[:, None], out.last_hidden_state[:, 1:]], axis=1)

@@ -156,7 +156,7 @@ class TemporalTransformer(nn.Module, kw_only=True):
     """Transformer over the frames of each position.
 
     The norm's statistics run over all frames. With `self_attention_only=False` the second attention
-    reads text and style tokens; the original applies no mask then, nor do we.
+    reads text and style tokens.
 
     Source: StyleCrafter, lvdm/modules/attention.py, TemporalTransformer.
     """
@@ -185,7 +185,6 @@ class TemporalTransformer(nn.Module, kw_only=True):
         if self.self_attention_only:
             context = context_mask = None
         else:
-            mask = None
             context = repeat(context, "b l d -> (b n) l d", n=height * width)
             if context_mask is not None:
                 context_mask = repeat(context_mask, "b l -> (b n) f l", n=height * width, f=frames)

@@ -71,15 +71,15 @@ def unet_plan(config: UNetConfig) -> Plan:
 
     last = len(config.channel_mult) - 1
     widths = [mult * config.model_channels for mult in config.channel_mult]
-    ahead = [[("conv", config.model_channels, 0)]]
-    for level, channels in enumerate(widths):
+    channels = config.model_channels
+    ahead = [[("conv", channels, 0)]]
+    for level, width in enumerate(widths):
         for _ in range(config.num_res_blocks):
-            attends = 2**level in config.attention_resolutions
+            channels, attends = width, 2**level in config.attention_resolutions
             ahead.append([("res", channels, 0), *(attention(channels) if attends else [])])
         if level != last:
             ahead.append([("res_down" if config.resblock_updown else "down", channels, 0)])
     inputs = [block(f"input_blocks.{i}", kinds) for i, kinds in enumerate(ahead)]
-    channels = widths[-1]
     middle = block(
         "middle_block", [("res", channels, 0), *attention(channels), ("res", channels, 0)]
     )
@@ -131,8 +131,8 @@ class UNetVideo(nn.Module, kw_only=True):
         t: timesteps, one per video.
         text: text tokens, one set per video, never repeated per frame.
         style: style tokens of the leading r videos of the batch; the rest is not styled.
-        style_scale: factor on the style branch per styled video and dual cross-attention layer;
-            None is 1.
+        style_scale: factor on the style branch per styled video and dual cross-attention layer, or
+            more columns than there are layers, as the original allows; None is 1.
         fps: frames per second, for models with `fps_cond`; None is 16 as in the original.
         features: depth-adapter features, added after every third input block.
         mode: see `Mode`.
@@ -162,6 +162,9 @@ class UNetVideo(nn.Module, kw_only=True):
         kv: Sequence[ContextKV] | None = None,
     ) -> Float[Array, "b f h w o"]:
         plan = unet_plan(self.config)
+        layers = len(dual_attention_names(self.config))
+        if style_scale is not None and style_scale.shape[1] < layers:
+            raise ValueError(f"style_scale: wanted {layers} layers, got {style_scale.shape[1]}")
         emb = self.embedding(t, fps)
         text = text.astype(self.dtype)
         style = None if style is None else style.astype(self.dtype)
@@ -215,7 +218,8 @@ class UNetVideo(nn.Module, kw_only=True):
         mask = None
         if mode == "stills":
             mask = jnp.eye(frames, dtype=bool)[None]
-        elif self.config.use_causal_attention:
+        elif self.config.use_causal_attention and self.config.temporal_selfatt_only:
+            # The original masks nothing where the second attention reads text and style.
             mask = jnp.tril(jnp.ones((frames, frames), dtype=bool))[None]
         if self.config.temporal_selfatt_only:
             return TemporalInputs(mode, mask)
