@@ -27,7 +27,7 @@ FILES = {
 
 
 def filled(rows: list, prefix: str = "") -> dict[str, np.ndarray]:
-    """Returns a state dict for [name, shape, dtype] rows; schedule tables hold their true values."""
+    """Returns a state dict for [name, shape, dtype] rows; schedule tables are the true ones."""
     tables = buffers(make_schedule(ScheduleConfig()))
     return {
         name: tables[name] if name in tables else weights.tensor(prefix + name, tuple(shape))

@@ -56,7 +56,7 @@ def styled_unet(case: Case) -> tuple[Networks, Params, Any]:
     )
     pattern = r"^unet/|^adapter/"
     names = weights.select(parameter_shapes(config), pattern)
-    if adapter is None:
+    if adapter is None or case.input("style_tokens") is None:
         names = {k: v for k, v in names.items() if not re.search(weights.ADAPTER, k)}
     return networks(config), original.fill(names, case.state_dict()), config
 
@@ -68,7 +68,7 @@ def style_condition(case: Case, params: Params, config: Any, nets: Networks):
         return None, None
     if tokens.ndim == 4:
         tokens = rearrange(tokens, "b r n d -> b (r n) d")
-    style = nets.style_tokens(params, tokens)
+    style = nets.style_tokens(params, jnp.asarray(tokens))
     return style, predicted_scalar(params, config, style, jnp.asarray(case.input("context")))
 
 
@@ -88,14 +88,14 @@ def layer_scale(scalar: Any, config: Any) -> Any:
 
 def unet(case: Case) -> dict[str, Any]:
     nets, params, config = styled_unet(case)
-    x = rearrange(case.input("x"), VIDEO_IN)
-    t, text = case.input("timesteps").astype(np.float32), jnp.asarray(case.input("context"))
+    x = rearrange(jnp.asarray(case.input("x")), VIDEO_IN)
+    t, text = jnp.float32(case.input("timesteps")), jnp.asarray(case.input("context"))
     frames, batch = x.shape[1], x.shape[0]
     mode = case.config["mode"]
     fps = case.input("fps")
     fps = None if fps is None else jnp.broadcast_to(jnp.float32(fps), (batch,))
     if text.shape[0] != batch:  # images on the frame axis of one item, each with its own text
-        x, t = rearrange(x, "b f h w c -> (b f) 1 h w c"), np.repeat(t, frames)
+        x, t = rearrange(x, "b f h w c -> (b f) 1 h w c"), jnp.repeat(t, frames)
         fps = None if fps is None else jnp.repeat(fps, frames)
     style, scalar = style_condition(case, params, config, nets)
     run = jax.jit(functools.partial(nets.unet, mode=mode))
@@ -193,7 +193,7 @@ def vae_video(case: Case) -> dict[str, Any]:
     if "decoded" in case.outputs:
         decoded = decode_frames(
             functools.partial(_filled, case, Decode(config=config)),
-            rearrange(case.input("latent"), VIDEO_IN),
+            rearrange(jnp.asarray(case.input("latent")), VIDEO_IN),
             scale_factor=config.scale_factor,
             factor=config.downsampling,
             chunk=2,
@@ -239,7 +239,7 @@ def norm_probes(case: Case) -> dict[str, Any]:
 
     def head():
         norm = GroupNorm(epsilon=1e-5, silu=True)
-        conv = nn.Conv(4, (3, 3), padding=1)
+        conv = nn.Conv(dict(case.manifest)["unet_out.2.weight"][0], (3, 3), padding=1)
         y = _filled(case, norm, x, prefix="unet_out.0.")
         return _filled(case, conv, y, prefix="unet_out.2.")[:, 0]
 

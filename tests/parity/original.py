@@ -79,7 +79,8 @@ def model_config(
     """Returns a whole model around the parts of a case; the rest is as small as it can be."""
     if adapter is None:
         adapter = AdapterConfig(
-            image_context=StyleTransformerConfig(in_dim=64, out_dim=unet.context_dim)
+            image_context=StyleTransformerConfig(in_dim=64, out_dim=unet.context_dim),
+            scale_predictor=None,
         )
     if clip is None:
         width = adapter.image_context.in_dim

@@ -1,6 +1,7 @@
 """Answers to the cases that combine networks: sampling, the whole pipeline, training losses."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -77,8 +78,11 @@ def _sample(
 ) -> tuple[Trajectory, Any]:
     """Runs a case's DDIM sampling from its noise, under its guidance."""
     values = case.config
+    text_weight = values["unconditional_guidance_scale"]
     style_weight = values.get("unconditional_guidance_scale_style")
-    guidance = Guidance(text=values["unconditional_guidance_scale"], style=style_weight)
+    # To the original a text weight of 1 means no guidance at all, whatever the style's is.
+    unguided = text_weight == 1.0
+    guidance = Guidance(text=text_weight, style=None if unguided else style_weight)
     x = jnp.asarray(rearrange(case.input("x_T"), VIDEO_IN))
     noise = case.input("noise")
     plan = make_plan(
@@ -132,15 +136,13 @@ def pipeline(case: Case) -> dict[str, Any]:
     params = original.fill(parameter_shapes(config), state, whole=True)
     features = nets.encode_text(params, jnp.asarray(case.input("tokens")))
     text, uncond = features[:1], features[1:]
-    folder = case.path.parent / "clip_preprocess"
-    files = sorted(case.path.glob("image_*.png")) or sorted(folder.glob("image_*.png"))
-    images = np.stack([load_style_image(file) for file in files])
+    images = np.stack([load_style_image(file) for file in reference_files(case)])
     tokens = nets.encode_image(params, clip_pixels(images, size=config.clip.vision.image_size))
     style = nets.style_tokens(params, rearrange(tokens, "r n c -> 1 (r n) c"))
     scalar = predicted_scalar(params, config, style, text)
     path, _ = _sample(
         case, nets, params, config, style=style, scale=original_scale(style, scalar, config),
-        text=text, uncond=uncond, mode="video",
+        text=text, uncond=uncond, mode=values.get("mode", "video"),
     )  # fmt: skip
     video = decode_frames(
         functools.partial(nets.vae_decode, params),
@@ -158,6 +160,15 @@ def pipeline(case: Case) -> dict[str, Any]:
         "video": rearrange(video, VIDEO_OUT),
     }
     return {name: answers[name] for name in case.outputs if name in answers}
+
+
+def reference_files(case: Case) -> list[Path]:
+    """Returns a pipeline case's style images: its own, else those of the case clip_preprocess."""
+    shared = Path(__file__).parents[3] / "shared/parity/videocrafter"
+    for folder in (case.path, case.path.parent / "clip_preprocess", shared / "clip_preprocess"):
+        if files := sorted(folder.glob("image_*.png")):
+            return files
+    raise FileNotFoundError(f"{case.path.name} has no style images, nor has clip_preprocess")
 
 
 def training_loss(case: Case) -> list[Check]:
