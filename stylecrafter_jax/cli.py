@@ -1,0 +1,232 @@
+"""The command line: argument parsing and one thin function per subcommand."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from stylecrafter_jax.commands import data
+from stylecrafter_jax.commands.interruptible import EXIT_INTERRUPTED
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+
+EXAMPLES = """examples:
+  stylecrafter generate "A wolf in the forest." --style painting.jpg --bundle bundle
+  stylecrafter generate "A lighthouse." --style a.png b.png --image --out lighthouse.png
+  stylecrafter generate --list eval_video_gen_example.json --out results --batch-size 4
+
+Standard output gets the path of each result, one a line; everything else goes to standard error.
+Beside each result stands a JSON file with everything that decides its pixels. Run the same again
+after a stop, and what is there already is not made again. The same seed and index give the same
+result: result i of a list (counted from 0) is that of its prompt alone with --index i.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str):
+        """Ends the program with the message and where to read on."""
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status. A user's mistake is one line, not a traceback."""
+    try:
+        args = build_parser().parse_args(argv)
+        status = args.run(args) or 0
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("stylecrafter: interrupted; finished results are kept", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Who read our output has gone; without this, Python would complain of it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"stylecrafter: error: {message}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all subcommands."""
+    parser = Parser(
+        prog="stylecrafter", description="Stylised video and pictures from text and style images."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_generate(commands)
+    _add_convert(commands)
+    data.add_parser(commands)
+    _add_inspect(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return metadata.version("stylecrafter_jax")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _add_generate(commands) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="make videos or pictures",
+        usage="%(prog)s PROMPT --style IMAGE [IMAGE ...] [options]\n"
+        "       %(prog)s --list JSON [options]",
+        description="Makes a video (or picture) with the prompt's content in the images' style. "
+        "Defaults are the released scripts'.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("prompt", nargs="?", help="what to show")
+    add = parser.add_argument_group("what to make").add_argument
+    add("--style", nargs="+", type=Path, metavar="IMAGE", help="one or several style references")
+    add("--style-weights", nargs="+", type=float, metavar="W", help="how much each counts (1)")
+    add("--list", type=Path, metavar="JSON", help="a list of prompts and style images instead")
+    add("--bundle", type=Path, metavar="DIR", help="the model (the demo's, if one was made)")
+    add("--image", action="store_true", help="make pictures: one frame, temporal layers off")
+    add("--samples", type=int, default=1, metavar="N", help="results per prompt (1)")
+    add("--seed", type=int, metavar="N", help="0 to 4294967295 (123)")
+    add("--index", type=int, default=0, metavar="N", help="random index of the first result (0)")
+    add("--start", type=Path, metavar="VIDEO", help="a video or picture to start from")
+    add("--strength", type=float, metavar="X", help="share of the noise put on the start (1)")
+    add = parser.add_argument_group("size; the model's own unless given").add_argument
+    add("--height", type=int, metavar="PIXELS")
+    add("--width", type=int, metavar="PIXELS")
+    add("--frames", type=int, metavar="N")
+    add("--fps", type=int, metavar="N", help="playback speed")
+    add("--condition-fps", type=int, metavar="N", help="speed told to models that take one")
+    _add_sampling(parser)
+    add = parser.add_argument_group("output").add_argument
+    add("--out", type=Path, metavar="PATH", help="a file, or a folder (outputs)")
+    add("--format", metavar="F", help="mp4 gif webp frames sheet (mp4); png jpg webp (png)")
+    add("--overwrite", action="store_true", help="replace results that are in the way")
+    add("--quiet", action="store_true", help="nothing but warnings and errors on standard error")
+    add = parser.add_argument_group("speed and memory").add_argument
+    add("--batch-size", type=int, default=1, metavar="N", help="results at a time (1)")
+    add("--dtype", choices=("float32", "bfloat16"), help="to compute in (bfloat16; CPU float32)")
+    add("--param-dtype", choices=("float32", "bfloat16"), help="to hold weights in (as stored)")
+    add("--decode-chunk", type=int, metavar="N", help="frames decoded at a time (4)")
+    add("--decode-tile", type=int, metavar="N", help="side of a tile in latents, for large frames")
+    parser.set_defaults(run=_generate)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("sampling and guidance").add_argument
+    add("--steps", type=int, metavar="N", help="sampling steps (50)")
+    add("--sampler", metavar="NAME", help="ddim dpmsolver++ unipc euler euler_ancestral (ddim)")
+    add("--eta", type=float, metavar="X", help="share of fresh noise, 0 to 1 (ddim: 1)")
+    add("--karras", action="store_true", default=None, help="Karras noise levels")
+    add("--guidance", type=float, metavar="X", help="text guidance (15; pictures 6)")
+    add(
+        "--style-guidance",
+        type=_float_or_none,
+        metavar="X",
+        help="style guidance (7.5; pictures none); 'none' guides text and style together",
+    )
+    add("--guidance-convention", choices=("released", "paper"), help="(released)")
+    add("--guidance-rescale", type=float, metavar="X", help="0 (off) to 1")
+    add(
+        "--guidance-interval",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="guide only at these shares of noise (0 1)",
+    )
+    add("--style-weight", type=float, metavar="X", help="factor on the style branch (1)")
+    add("--negative", dest="negative_prompt", metavar="PROMPT", help="what not to show")
+
+
+def _float_or_none(text: str) -> float | str:
+    return "none" if text == "none" else float(text)
+
+
+def _add_convert(commands) -> None:
+    convert = commands.add_parser("convert", help="PyTorch checkpoints to bundles and back")
+    actions = convert.add_subparsers(dest="action", required=True, metavar="ACTION")
+    add = actions.add_parser("import", help="original files -> bundle").add_argument
+    parser = actions.choices["import"]
+    add("out", type=Path, help="the bundle folder to write")
+    add("--model", type=Path, required=True, metavar="FILE", help="VideoCrafter's model.ckpt")
+    add("--adapter", type=Path, metavar="FILE", help="adapter_v1.pth")
+    add("--temporal", type=Path, metavar="FILE", help="temporal_v1_1.pth")
+    add("--open-clip", type=Path, metavar="FILE", help="OpenCLIP ViT-H-14 (.bin or .safetensors)")
+    add("--config", type=Path, metavar="JSON", help="the model, if not the released 320x512 one")
+    add("--tokenizer", type=Path, metavar="DIR", help="tokenizer files to put into the bundle")
+    add(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="store weights as (as they are)"
+    )
+    add("--ignore", nargs="+", default=[], metavar="REGEX", help="tensors to leave out")
+    add("--overwrite", action="store_true")
+    add("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_import)
+    parser = actions.add_parser("export", help="bundle -> original files")
+    add = parser.add_argument
+    add("bundle", type=Path)
+    add("out", type=Path, help="the folder to write the files into")
+    add(
+        "--what",
+        nargs="+",
+        choices=("model", "adapter", "temporal", "open_clip"),
+        help="which files (all the bundle holds)",
+    )
+    add("--overwrite", action="store_true")
+    parser.set_defaults(run=_export)
+
+
+def _add_inspect(commands) -> None:
+    parser = commands.add_parser("inspect", help="what a bundle or checkpoint file holds")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--quick", action="store_true", help="do not compute hashes")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.set_defaults(run=_inspect)
+
+
+def _add_demo(commands) -> None:
+    parser = commands.add_parser(
+        "demo", help="train a tiny model for about a minute and generate with it"
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("outputs/demo"), metavar="DIR")
+    add("--seconds", type=float, default=60.0, metavar="S", help="training time (60)")
+    add("--seed", type=int, default=0, metavar="N")
+    parser.set_defaults(run=_demo)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from stylecrafter_jax.commands.generate import run
+
+    return run(args)
+
+
+def _import(args: argparse.Namespace) -> int:
+    from stylecrafter_jax.commands.convert import import_
+
+    return import_(args)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from stylecrafter_jax.commands.convert import export
+
+    return export(args)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from stylecrafter_jax.commands.inspect import run
+
+    return run(args)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from stylecrafter_jax.commands.generate import DEMO_BUNDLE
+    from stylecrafter_jax.demo import run
+
+    return run(args.out, bundle=DEMO_BUNDLE, seconds=args.seconds, seed=args.seed)

@@ -1,0 +1,399 @@
+"""Prompt and style images in, frames out."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+from stylecrafter_jax import params as weights
+from stylecrafter_jax.autoencode import decode_frames, encode_frames
+from stylecrafter_jax.checkpoints.bundle import load_bundle, part_of
+from stylecrafter_jax.checkpoints.torch_files import CheckpointError
+from stylecrafter_jax.config import ModelConfig
+from stylecrafter_jax.diffusion.guidance import branches, guided
+from stylecrafter_jax.diffusion.samplers import make_plan, noise_to_start, sample
+from stylecrafter_jax.diffusion.schedules import make_schedule
+from stylecrafter_jax.media.images import clip_pixels, load_style_image
+from stylecrafter_jax.media.video import to_uint8
+from stylecrafter_jax.models.attention import ContextKV
+from stylecrafter_jax.models.networks import Networks, networks, parameter_shapes
+from stylecrafter_jax.models.unet_video import Mode
+from stylecrafter_jax.options import Options, Resolved
+from stylecrafter_jax.params import Params
+from stylecrafter_jax.programs import Programs
+from stylecrafter_jax.progress import Progress, Reporter
+from stylecrafter_jax.request import Request, StyleImage, check_requests, reference_weights
+from stylecrafter_jax.tokenizer import Tokenizer
+
+
+class Condition(NamedTuple):
+    """What the UNet is given of a batch of requests, text and style both encoded."""
+
+    text: Float[Array, "b l d"]
+    uncond: Float[Array, "b l d"]
+    style: Float[Array, "b s d"] | None
+    style_scale: Float[Array, "b layers"] | None
+
+
+def default_dtype() -> np.dtype:
+    """Returns the compute dtype of the default device."""
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+
+class StyleCrafter:
+    """A loaded model: call it with prompts and style images, get frames.
+
+    Programs are compiled once for each shape and kept in the object. Calls of one object run one
+    after another.
+
+    Attributes:
+        config: the model.
+        tokenizer: text to ids.
+        programs: the compiled programs; `programs.compile_seconds` is what they cost.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        tokenizer: Tokenizer,
+        *,
+        dtype: Any = None,
+        param_dtype: Any = None,
+        keep_encoders: bool = True,
+    ):
+        """Takes the weights; each part goes to the default device when it is first used.
+
+        Args:
+            config: the model.
+            params: all its parameters; of the adapter's there may be none.
+            tokenizer: the text encoder's.
+            dtype: compute dtype; None is bfloat16 on accelerators and float32 on CPU.
+            param_dtype: dtype that UNet, adapter and autoencoder weights are held in; None keeps
+                the bundle's.
+            keep_encoders: keep both CLIP towers on the device between calls; otherwise they are
+                moved there for each call and freed.
+        """
+        self.config = config
+        self.tokenizer = tokenizer
+        self.dtype = default_dtype() if dtype is None else jnp.dtype(dtype)
+        self.networks: Networks = networks(config, self.dtype)
+        self.schedule = make_schedule(config.schedule)
+        self.programs = Programs()
+        self.styled = any(name.startswith("adapter/") for name in params)
+        self._host = params
+        self._keep_encoders = keep_encoders
+        self._param_dtype = param_dtype
+        self._device: dict[str, Params] = {}
+        self._reporter = Reporter()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, bundle: str | Path, **settings: Any) -> "StyleCrafter":
+        """Loads a bundle folder.
+
+        Args:
+            bundle: the folder.
+            **settings: dtype, param_dtype, keep_encoders of the constructor.
+
+        Raises:
+            CheckpointError: the folder is no complete bundle; every wrong tensor is named.
+        """
+        config, params = load_bundle(bundle, expected=parameter_shapes)
+        missing = sorted({"unet", "vae", "text_encoder"} - {part_of(name) for name in params})
+        if missing:
+            raise CheckpointError(f"{bundle} cannot generate: it has no {', '.join(missing)}")
+        folder = Path(bundle) / "tokenizer"
+        length = config.clip.text.context_length
+        tokenizer = Tokenizer.load(folder if folder.is_dir() else None, context_length=length)
+        return cls(config, params, tokenizer, **settings)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        style: StyleImage | Sequence[StyleImage] | None = None,
+        *,
+        style_weights: Sequence[float] | None = None,
+        start: UInt8[np.ndarray, "f h w 3"] | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> UInt8[np.ndarray, "b f h w 3"]:
+        """Generates one video (or picture) for each prompt, all in the same style.
+
+        Args:
+            prompt: one text or several; the i-th one has the random index i.
+            style: one reference (path, PIL image, array) or several; None is the plain model.
+            style_weights: how much each reference counts; None is all the same.
+            start: frames to start from, noised to `strength`.
+            progress: see `generate`.
+            **options: fields of `Options`.
+
+        Raises:
+            ValueError: an argument is not possible; the message names it.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        styles = _several(style)
+        if style is not None and not styles:
+            raise ValueError("style is an empty list; leave it out for the plain model")
+        requests = [Request(text, styles, style_weights, i) for i, text in enumerate(prompts)]
+        return self.generate(requests, Options(**options), start=start, progress=progress)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        options: Options,
+        *,
+        start: UInt8[np.ndarray, "f h w 3"] | None = None,
+        progress: Progress | None = None,
+    ) -> UInt8[np.ndarray, "b f h w 3"]:
+        """Generates a batch; a request's result depends on its own fields and the options only.
+
+        Up to rounding, that is: programs of another batch size may add in another order.
+
+        Args:
+            requests: at least one, and all of them with style images or none.
+            options: how to generate; all requests share them.
+            start: frames that all requests start from, noised to `options.strength`.
+            progress: called as `(steps done, steps)`, with 0 when everything is compiled. It is
+                called from another thread, and an exception in it ends sampling and is raised here.
+
+        Raises:
+            ValueError: a request or an option is not possible, or a style image cannot be used.
+        """
+        options = options.resolved(self.config)
+        check_requests(requests, styled=self.styled)
+        if start is None and options.strength != 1.0:
+            raise ValueError(f"strength {options.strength} needs frames to start from")
+        with self._lock:
+            condition = self.encode(requests, options)
+            latents = self.sample(condition, requests, options, start, progress=progress)
+            return to_uint8(self.decode(latents, options))
+
+    def encode(self, requests: Sequence[Request], options: Resolved) -> Condition:
+        """Returns the encoded prompts and references of a batch."""
+        texts = [request.prompt for request in requests]
+        ids = jnp.asarray(self.tokenizer([*texts, options.negative_prompt]))
+        with self._encoder("text_encoder") as encoder:
+            text = self.programs.run("text", self.networks.encode_text, encoder, ids)
+        text, uncond = text[:-1], jnp.repeat(text[-1:], len(texts), axis=0)
+        if not requests[0].styles:
+            return Condition(text, uncond, None, None)
+        tokens, token_weights = self._reference_tokens(requests)
+        adapter = self._part("adapter")
+        style = self.programs.run(
+            "style", self.networks.style_tokens, adapter, tokens, token_weights
+        )
+        scale = self.programs.run(
+            "scale",
+            self.networks.style_scale,
+            adapter,
+            style,
+            text,
+            jnp.float32(options.style_weight),
+        )
+        return Condition(text, uncond, style, scale)
+
+    def _reference_tokens(self, requests: Sequence[Request]) -> tuple[Array, Array | None]:
+        """Returns the image tokens of each request's references in a row, and their weights.
+
+        A request with fewer references than the longest is padded; padding counts nothing. An
+        image that several references name is encoded once.
+        """
+        longest = max(len(request.styles) for request in requests)
+        given = np.zeros((len(requests), longest), np.float32)
+        rows = []
+        tokens: dict[StyleImage | int, Array] = {}
+        with self._encoder("image_encoder") as encoder:
+            for row, request in enumerate(requests):
+                given[row, : len(request.styles)] = reference_weights(request)
+                keys = [s if isinstance(s, str | Path) else id(s) for s in request.styles]
+                for key, style in zip(keys, request.styles, strict=True):
+                    if key not in tokens:
+                        tokens[key] = self._image_tokens(encoder, load_style_image(style))
+                rows += [tokens[key] for key in keys + keys[:1] * (longest - len(keys))]
+        count = rows[0].shape[1]
+        joined = jnp.concatenate(rows).reshape(len(requests), longest * count, -1)
+        if longest == 1 and np.all(given == 1.0):
+            return joined, None
+        return joined, jnp.asarray(np.repeat(given, count, axis=1))
+
+    def _image_tokens(
+        self, encoder: Params, image: UInt8[np.ndarray, "h w 3"]
+    ) -> Float[Array, "1 n d"]:
+        size = self.config.clip.vision.image_size
+
+        def encode(params, image):
+            return self.networks.encode_image(params, clip_pixels(image, size=size))
+
+        return self.programs.run("image", encode, encoder, jnp.asarray(image[None]))
+
+    def sample(
+        self,
+        condition: Condition,
+        requests: Sequence[Request],
+        options: Resolved,
+        start: UInt8[np.ndarray, "f h w 3"] | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Float[Array, "b f y x z"]:
+        """Returns the scaled latents of a batch."""
+        factor = self.config.vae.downsampling
+        plan = make_plan(
+            options.sampler,
+            self.schedule,
+            options.steps,
+            eta=options.eta,
+            karras=options.karras,
+            strength=1.0 if start is None else options.strength,
+        )
+        seed = jax.random.key(options.seed)
+        keys = jnp.stack([jax.random.fold_in(seed, request.index) for request in requests])
+        shape = (
+            options.frames,
+            options.height // factor,
+            options.width // factor,
+            self.config.unet.in_channels,
+        )
+        x = _first_noise(keys, shape)
+        if start is not None:
+            clean = self._start_latents(start, options)
+            x = noise_to_start(plan, jnp.broadcast_to(clean, x.shape), x)
+        callback = None if progress is None else self._reporter
+        denoiser = self._denoiser(options, condition.style is not None)
+
+        def run(unet, x, keys, condition, fps):
+            denoise = denoiser(unet, condition, fps)
+            return sample(denoise, x, plan, keys, callback=callback)
+
+        fps = jnp.full((len(requests),), options.condition_fps or 0, jnp.float32)
+        key = ("sample", options.program_key(), start is None, progress is None)
+        args = (self._part("unet"), x, keys, condition, fps)
+        program = self.programs.get(key, run, *args)
+        with self._reporter.to(progress):
+            self._reporter(0, plan.steps)
+            return jax.block_until_ready(program(*args))
+
+    def _denoiser(self, options: Resolved, styled: bool):
+        """Returns (unet parameters, condition, fps) -> the guided `denoise(x, t)`.
+
+        Everything that does not depend on x and t is computed before the first step.
+        """
+        mode: Mode = "image" if options.image else "video"
+        names = branches(options.guidance, styled)
+        networks = self.networks
+
+        def prepare(unet, condition: Condition, fps):
+            count = condition.text.shape[0]
+            style, scale = condition.style, condition.style_scale
+            if "full" not in names:
+                style = scale = None
+            text = {"full": condition.text, "text": condition.text, "uncond": condition.uncond}
+            rows = {name: slice(i * count, (i + 1) * count) for i, name in enumerate(names)}
+            all_text = jnp.concatenate([text[name] for name in names])
+            all_kv = networks.context_kv(unet, all_text, style)
+
+            def denoise_branches(x, t, running):
+                def pick(y):
+                    return jnp.concatenate([y[rows[name]] for name in running])
+
+                with_style = style is not None and "full" in running
+                kv = [
+                    layer._replace(k=pick(layer.k), v=pick(layer.v))
+                    if with_style
+                    else ContextKV(pick(layer.k), pick(layer.v))
+                    for layer in all_kv
+                ]
+                return networks.unet(
+                    unet,
+                    x,
+                    t,
+                    pick(all_text),
+                    style if with_style else None,
+                    scale if with_style else None,
+                    fps=jnp.tile(fps, len(running)),
+                    mode=mode,
+                    kv=kv,
+                )
+
+            return guided(
+                denoise_branches,
+                options.guidance,
+                styled=styled,
+                timesteps=self.schedule.timesteps,
+            )
+
+        return prepare
+
+    def decode(
+        self, latents: Float[Array, "b f y x z"], options: Resolved
+    ) -> Float[np.ndarray, "b f h w 3"]:
+        """Returns the pixels of scaled latents, mostly in [-1, 1]."""
+        vae = self._part("vae")
+        return decode_frames(
+            lambda z: self.programs.run("decode", self.networks.vae_decode, vae, z),
+            latents,
+            scale_factor=self.config.vae.scale_factor,
+            factor=self.config.vae.downsampling,
+            chunk=options.decode_chunk,
+            tile=options.decode_tile,
+        )
+
+    def _start_latents(
+        self, start: UInt8[np.ndarray, "f h w 3"], options: Resolved
+    ) -> Float[Array, "1 f y x z"]:
+        wanted = (options.frames, options.height, options.width)
+        if start.shape[:3] != wanted:
+            raise ValueError(f"the start has frames, height, width {start.shape[:3]}, not {wanted}")
+        vae = self._part("vae")
+        latents = encode_frames(
+            lambda x: self.programs.run("vae_encode", self.networks.vae_encode, vae, x),
+            (start[None].astype(np.float32) / 127.5) - 1.0,
+            scale_factor=self.config.vae.scale_factor,
+            chunk=options.decode_chunk,
+        )
+        return jnp.asarray(latents)
+
+    def _part(self, name: str) -> Params:
+        """Returns a part's parameters on the device, under their full names."""
+        if name not in self._device:
+            own = {k: v for k, v in self._host.items() if k.startswith(name + "/")}
+            if self._keep_encoders or not name.endswith("_encoder"):
+                # The device holds them from now on: let go of the memory-mapped file.
+                self._host = {k: v for k, v in self._host.items() if k not in own}
+            if self._param_dtype is not None and not name.endswith("_encoder"):
+                own = weights.cast(own, self._param_dtype)
+            self._device[name] = jax.block_until_ready(jax.device_put(own))
+        return self._device[name]
+
+    @contextlib.contextmanager
+    def _encoder(self, name: str) -> Iterator[Params]:
+        """Yields an encoder's parameters, and frees them afterwards unless they are kept."""
+        try:
+            yield self._part(name)
+        finally:
+            if not self._keep_encoders:
+                self._device.pop(name, None)
+
+
+def _several(style: StyleImage | Sequence[StyleImage] | None) -> tuple[StyleImage, ...]:
+    if style is None:
+        return ()
+    if isinstance(style, str | Path | Image.Image | np.ndarray):
+        return (style,)
+    return tuple(style)
+
+
+def _first_noise(keys: Array, shape: tuple[int, ...]) -> Float[Array, "b f y x z"]:
+    """Returns the noise each request starts from.
+
+    Step i draws from fold_in(key, i), so the start takes a number that no step has.
+    """
+    first = jax.vmap(lambda key: jax.random.fold_in(key, 2**31))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(first)
