@@ -50,7 +50,7 @@ def load_style_image(
     if min(image.size) < SMALLEST_SIDE:
         w, h = image.size
         raise ImageError(f"{name} has {h}x{w} pixels, wanted at least {SMALLEST_SIDE} on a side")
-    return np.asarray(_on_white(_square(image, size)))
+    return np.asarray(on_white(_square(image, size)))
 
 
 def clip_pixels(
@@ -88,7 +88,7 @@ def _decode(source: str | Path | Image.Image, name: str, size: int) -> Image.Ima
     """Returns a file or image upright, as RGB or, if any of it may be transparent, RGBA."""
     try:
         # Nested, since a name for each step would keep one more copy of a huge image.
-        return _to_rgb(_upright(source, size))
+        return with_alpha(_upright(source, size))
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"cannot read {name}: not an image of a known format") from error
     except Exception as error:  # a decoder may raise anything on a broken file
@@ -105,7 +105,12 @@ def _upright(source: str | Path | Image.Image, size: int) -> Image.Image:
         return ImageOps.exif_transpose(file)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def with_alpha(image: Image.Image) -> Image.Image:
+    """Returns an image of any mode as RGB, or as RGBA if it has transparent parts.
+
+    Raises:
+        ValueError: its values have no known range.
+    """
     if image.mode == "F":
         raise ValueError("floating-point images have no known range of values")
     if image.mode.startswith("I"):
@@ -147,7 +152,8 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def on_white(image: Image.Image) -> Image.Image:
+    """Returns an RGB or RGBA image as RGB, transparent parts as white."""
     if image.mode == "RGB":
         return image
     white = Image.new("RGBA", image.size, "white")

@@ -1,0 +1,230 @@
+"""Archives as random-access sources: ArrayRecord shards and WebDataset tars."""
+
+import json
+import re
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from grain.sources import ArrayRecordDataSource
+
+from stylecrafter_jax.data.records import (
+    BadRecord,
+    DataError,
+    Record,
+    check_caption,
+    check_media,
+    from_bytes,
+    media_kind,
+)
+from stylecrafter_jax.data.tables import CAPTION_KEYS
+
+ARRAY_RECORD = re.compile(r"\.(array_?record|ar)(-\d+-of-\d+)?$")
+PACK_FILE = "pack.json"
+# WebDataset's caption members; the first that a sample has is taken.
+CAPTION_MEMBERS = ("txt_blip", "txt", "caption", "text", "json")
+_STYLE = re.compile(r"style\d*\.")
+
+
+class ArrayRecordSource:
+    """ArrayRecord shards of `records.to_bytes`, as `stylecrafter data pack` writes them.
+
+    Args:
+        paths: the shards, or one folder of them.
+
+    Raises:
+        DataError: there is no shard, one is damaged, or packing was not finished.
+    """
+
+    def __init__(self, paths: str | Path | Sequence[str | Path]):
+        if isinstance(paths, str | Path):
+            self.name = Path(paths).name
+            paths = _shards(Path(paths))
+        else:
+            self.name = Path(paths[0]).parent.name
+        try:
+            self._shards: Any = ArrayRecordDataSource([str(path) for path in paths])
+        except Exception as error:  # the reader raises plain exceptions of many kinds
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(f"cannot read the shards of {self.name}: {reason}") from error
+        if not len(self._shards):
+            raise DataError(f"the shards of {self.name} hold no records")
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def id(self, index: int) -> str:
+        try:
+            return self[index].id
+        except BadRecord:
+            return f"record {index}"
+
+    def __getitem__(self, index: int) -> Record:
+        try:
+            data = self._shards[index]
+        except Exception as error:  # as above; a checksum that does not fit ends here
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise BadRecord(f"cannot read the shard: {reason}") from error
+        return from_bytes(data)
+
+
+class TarSource:
+    """WebDataset tars: files of one name but the suffix, one after the other, are a sample.
+
+    A sample has a picture or clip, a caption (`.txt_blip`, `.txt`, `.caption`, `.text`, or one of
+    the keys `caption`, `text`, `prompt` in `.json`) and perhaps style images (`.style.jpg`,
+    `.style1.png`). Headers are read once, here; then a sample is read by its place in the file. A
+    tar that is cut off keeps one sample for its missing end, which is refused and counted.
+
+    Args:
+        paths: the tars, or one folder of them. They must not be compressed.
+
+    Raises:
+        DataError: there is no sample, or a file is no plain tar.
+    """
+
+    def __init__(self, paths: str | Path | Sequence[str | Path]):
+        if isinstance(paths, str | Path):
+            self.name = Path(paths).name
+            folder = Path(paths)
+            paths = sorted(folder.glob("*.tar")) if folder.is_dir() else [folder]
+        else:
+            self.name = Path(paths[0]).parent.name
+        self._tars = [Path(path) for path in paths]
+        with ThreadPoolExecutor(16) as pool:
+            indices = list(pool.map(_index_tar, self._tars))
+        # Flat arrays, since millions of small objects would fill the memory of every worker.
+        samples = [(n, key, sample) for n, tar in enumerate(indices) for key, sample in tar]
+        if not any(sample for _, _, sample in samples):
+            raise DataError(f"the tars of {self.name} hold no samples")
+        members = [member for _, _, sample in samples for member in sample]
+        kinds = sorted({member.suffix for member in members})
+        numbers = {suffix: number for number, suffix in enumerate(kinds)}
+        self._suffixes = tuple(kinds)
+        self._tar_of = np.array([number for number, _, _ in samples], np.int32)
+        self._ends = np.cumsum([len(sample) for _, _, sample in samples])
+        self._places = np.array([(m.offset, m.size) for m in members], np.int64).reshape(-1, 2)
+        self._suffix_of = np.array([numbers[m.suffix] for m in members], np.int32)
+        self._keys = "".join(key for _, key, _ in samples)
+        self._key_ends = np.cumsum([len(key) for _, key, _ in samples])
+
+    def __len__(self) -> int:
+        return len(self._tar_of)
+
+    def id(self, index: int) -> str:
+        begin = self._key_ends[index - 1] if index else 0
+        return f"{self._tars[self._tar_of[index]].name}/{self._keys[begin : self._key_ends[index]]}"
+
+    def __getitem__(self, index: int) -> Record:
+        begin = self._ends[index - 1] if index else 0
+        rows = range(begin, self._ends[index])
+        members = {self._suffixes[self._suffix_of[row]]: self._places[row] for row in rows}
+        if not members:
+            raise BadRecord("the tar is cut off or damaged here")
+        media = [s for s in members if media_kind(f".{s}") and not _STYLE.match(s)]
+        if len(media) != 1:
+            found = ", ".join(members)
+            raise BadRecord(f"wanted one picture or video in the sample, got {found}")
+        kind = media_kind(f".{media[0]}")
+        assert kind is not None
+        path = self._tars[self._tar_of[index]]
+        styles = sorted(s for s in members if _STYLE.match(s) and media_kind(f".{s}") == "image")
+        captions = [s for s in CAPTION_MEMBERS if s in members]
+        with path.open("rb") as file:
+
+            def read(suffix: str) -> bytes:
+                offset, size = members[suffix]
+                file.seek(offset)
+                data = file.read(size)
+                if len(data) < size:
+                    raise BadRecord(f"the tar is cut off inside its .{suffix}")
+                return data
+
+            return Record(
+                kind=kind,
+                media=check_media(read(media[0])),
+                caption=_caption(captions[0], read(captions[0]))
+                if captions
+                else check_caption(None),
+                id=self.id(index),
+                styles=tuple(check_media(read(style)) for style in styles),
+            )
+
+
+class _Member(NamedTuple):
+    suffix: str
+    offset: int
+    size: int
+
+
+def _index_tar(path: Path) -> list[tuple[str, list[_Member]]]:
+    """Returns (key, members) of the samples of a tar; one without members stands for a cut end."""
+    samples: list[tuple[str, list[_Member]]] = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                folder, _, name = info.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                if not info.isreg() or not stem:
+                    continue
+                key = f"{folder}/{stem}".lstrip("./").encode("utf-8", "replace").decode("utf-8")
+                if not samples or samples[-1][0] != key:
+                    samples.append((key, []))
+                samples[-1][1].append(_Member(suffix.lower(), info.offset_data, info.size))
+            ended = _has_end(path, tar.offset)
+    except tarfile.ReadError as error:
+        if _is_compressed(path):
+            raise DataError(f"{path} is compressed, so samples have no place; unpack it") from error
+        ended = False
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if not ended:
+        # A sample whose last member is cut off refuses itself; else one more stands for the rest.
+        size = path.stat().st_size
+        if not samples or all(m.offset + m.size <= size for m in samples[-1][1]):
+            samples.append(("(cut off)", []))
+    return samples
+
+
+def _has_end(path: Path, offset: int) -> bool:
+    """Returns whether the empty block that ends every tar is there; tarfile does not insist."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+
+
+def _is_compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+
+
+def _caption(suffix: str, data: bytes) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+        if suffix != "json":
+            return check_caption(text)
+        values: Any = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"its .{suffix} is not UTF-8 (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise BadRecord(f"its .json is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise BadRecord(f"its .json must be an object, got {text[:60]}")
+    return check_caption(next((values[key] for key in CAPTION_KEYS if key in values), None))
+
+
+def _shards(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = (
+        sorted(p for p in path.iterdir() if ARRAY_RECORD.search(p.name)) if path.is_dir() else []
+    )
+    if not found:
+        raise DataError(f"{path} holds no ArrayRecord shards")
+    notes = path / PACK_FILE
+    if notes.is_file() and not json.loads(notes.read_text(encoding="utf-8")).get("complete"):
+        raise DataError(f"packing {path} was not finished; run the same command again")
+    return found

@@ -1,0 +1,328 @@
+"""Batches for training: drawn at random but reproducible, sharded, mixed, resumable.
+
+Every batch is a function of (streams, seed, process, step): a run that starts at any step, with
+any number of workers, sees what an uninterrupted one saw. Record i belongs to process i mod P; each
+epoch shuffles a process's records anew; batches run on across epochs. What a record's transform
+draws is a function of (seed, stream, epoch, record) alone, whichever process reads it.
+"""
+
+import dataclasses
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from typing import Any, cast
+
+import grain
+import numpy as np
+from absl import flags
+from grain.multiprocessing import MultiprocessingOptions
+
+from stylecrafter_jax.data.ledger import Fault, Ledger
+from stylecrafter_jax.data.records import BadRecord, DataError
+from stylecrafter_jax.data.sources import Source
+
+Example = dict[str, np.ndarray | np.generic]
+Batch = dict[str, np.ndarray]
+_Drawn = tuple[str, list[Fault], Batch]
+# So many records in a row may be unusable; a longer run of them means broken data.
+ATTEMPTS = 16
+# Weights are taken as fractions with at most this denominator.
+FINEST_WEIGHT = 10_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stream:
+    """One kind of batch.
+
+    Attributes:
+        source: its records.
+        transform: `(record, generator) -> example`, arrays by name; raises `BadRecord`. It must be
+            picklable, and draw from nothing but the generator.
+        batch_size: examples per batch over all processes together.
+        weight: how often its batches come, relative to the other streams' weights.
+    """
+
+    source: Source
+    transform: Callable[[Any, np.random.Generator], Example]
+    batch_size: int
+    weight: float | int = 1
+
+
+def make_batches(
+    streams: Sequence[Stream],
+    *,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle: bool = True,
+    repeat: bool = True,
+    workers: int = 0,
+    threads: int = 2,
+    max_bad_rate: float = 0.1,
+) -> "Batches":
+    """Returns this process's part of every batch.
+
+    A batch holds the example's arrays with a leading axis, and `index` (int64), the records'
+    numbers in their source. It is of one stream: a fixed pattern, the same on all processes, in
+    which stream i has exactly its share w_i of every sum(w) batches (weights as whole numbers). A
+    record that cannot be used is replaced by the next one of the same process, and listed in the
+    ledger; above `max_bad_rate`, or after 16 in a row, iteration raises `DataError`.
+
+    Args:
+        streams: what to draw from.
+        seed: of order and transforms; at least 0.
+        process_index: which process this is.
+        process_count: how many share the data.
+        shuffle: otherwise records come in order.
+        repeat: epochs follow without end; otherwise one, without what fills no whole batch.
+        workers: processes that prepare batches; 0 uses threads of this one, which is enough where
+            decoding dominates, since decoders release the interpreter's lock.
+        threads: per process; each prepares one batch at a time, and as many wait ready.
+        max_bad_rate: share of the records read from a source that may be refused.
+
+    Raises:
+        DataError: a source is too small, or batch sizes do not divide.
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index must be below {process_count}, got {process_index}")
+    if not streams:
+        raise ValueError("there are no streams to draw from")
+    names = [stream.source.name for stream in streams]
+    if len(set(names)) < len(names):
+        raise DataError(f"sources must have different names, got {', '.join(names)}")
+    shard = _Shard(process_index, process_count)
+    datasets = [
+        _dataset(stream, number, shard, seed=seed, shuffle=shuffle, repeat=repeat)
+        for number, stream in enumerate(streams)
+    ]
+    mix = _Mix(datasets, whole_weights([stream.weight for stream in streams]))
+    identity = {
+        "seed": seed,
+        "process_index": process_index,
+        "process_count": process_count,
+        "shuffle": shuffle,
+        "repeat": repeat,
+        "streams": [[s.source.name, len(s.source), s.batch_size, s.weight] for s in streams],
+    }
+    return Batches(
+        grain.MapDataset.select_from_datasets(datasets, mix),
+        Ledger(max_bad_rate),
+        identity,
+        workers=workers,
+        threads=threads,
+    )
+
+
+class Batches:
+    """An iterator over batches that can be put to any step; close it to stop its workers.
+
+    Attributes:
+        ledger: what was read and refused so far.
+        step: number of the next batch.
+    """
+
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        ledger: Ledger,
+        identity: dict[str, Any],
+        *,
+        workers: int,
+        threads: int,
+    ):
+        if workers < 0 or threads < 1:
+            raise ValueError(f"wanted workers >= 0 and threads >= 1, got {workers}, {threads}")
+        self.ledger = ledger
+        self.step = 0
+        self._dataset, self._identity = dataset, identity
+        self._workers, self._threads = workers, threads
+        self._running: grain.DatasetIterator | None = None
+
+    def __len__(self) -> int:
+        """Returns the number of batches of all steps; `sys.maxsize` if they repeat."""
+        return len(self._dataset)
+
+    def __getitem__(self, step: int) -> Batch:
+        """Returns the batch of any step, made here and now; changes neither step nor ledger."""
+        if not 0 <= step < len(self):
+            raise IndexError(f"there is no batch {step}")
+        _, _, batch = cast(_Drawn, self._dataset[step])
+        return batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self.step >= len(self):
+            raise StopIteration
+        if self._running is None:
+            self._running = self._start()
+        source, faults, batch = cast(_Drawn, next(self._running))
+        self.step += 1
+        self.ledger.add(source, len(batch["index"]), faults)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns where the iterator stands, as plain JSON values."""
+        return {"step": self.step, "identity": self._identity, "ledger": self.ledger.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to where `get_state` was called; the numbers of workers and threads may differ.
+
+        Raises:
+            DataError: the state is of other data, another seed or another number of processes.
+        """
+        for name, ours in self._identity.items():
+            theirs = state["identity"].get(name)
+            if theirs != ours:
+                raise DataError(f"cannot resume the data: {name} was {theirs}, is now {ours}")
+        self.close()
+        self.step = int(state["step"])
+        self.ledger.set_state(state["ledger"])
+
+    def close(self) -> None:
+        """Stops workers and threads; iteration may go on and starts them again."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> grain.DatasetIterator:
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._threads)
+        batches = self._dataset[self.step :].to_iter_dataset(options)
+        if self._workers:
+            # Grain reads command-line flags, which only absl's own main function would parse.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            batches = batches.mp_prefetch(MultiprocessingOptions(num_workers=self._workers))
+        return iter(batches)
+
+
+def whole_weights(weights: Sequence[float | int]) -> tuple[int, ...]:
+    """Returns weights as the smallest whole numbers in the same proportion.
+
+    Raises:
+        ValueError: a weight is not positive and finite, or too small beside the others.
+    """
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise ValueError(f"weights must be positive, got {', '.join(map(str, weights))}")
+    largest = max(weights)
+    shares = [Fraction(weight / largest).limit_denominator(FINEST_WEIGHT) for weight in weights]
+    if not all(shares):
+        raise ValueError(f"a weight is under {1 / FINEST_WEIGHT} of the largest: {weights}")
+    scale = math.lcm(*(share.denominator for share in shares))
+    return tuple(int(share * scale) for share in shares)
+
+
+def draw_stream(step: int, weights: Sequence[int]) -> tuple[int, int]:
+    """Returns which stream gives batch `step`, and which of its batches that is.
+
+    Of the first k batches, the first stream gives k - floor(k (W - w) / W) of W = sum(weights); the
+    others share the rest by the same rule.
+
+    Source: Grain, mix.py, _dataset_and_key_of_next_element, whose own weights are rounded.
+    """
+    before, after, left = step, step + 1, sum(weights)
+    for stream, weight in enumerate(weights):
+        others_before = before * (left - weight) // left
+        others_after = after * (left - weight) // left
+        if others_after == others_before:
+            return stream, before - others_before
+        before, after, left = others_before, others_after, left - weight
+    raise AssertionError("some stream gives every batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    index: int
+    count: int
+
+    def size(self, records: int) -> int:
+        return len(range(self.index, records, self.count))
+
+
+class _Mix(grain.transforms.DatasetSelectionMap):
+    """Maps a step to (stream, batch of the stream), for Grain."""
+
+    def __init__(self, datasets: Sequence[grain.MapDataset], weights: tuple[int, ...]):
+        self.weights = weights
+        total = sum(weights)
+        pairs = zip(datasets, weights, strict=True)
+        self.length = min(min(len(d), sys.maxsize // total) * total // w for d, w in pairs)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, step: int) -> tuple[int, int]:
+        return draw_stream(step, self.weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Load:
+    """Reads and transforms the record at a position of an endless stream, or a replacement."""
+
+    stream: Stream
+    number: int
+    shard: _Shard
+    seed: int
+
+    def __call__(self, position: int, index: int) -> tuple[Example, list[Fault]]:
+        source, faults = self.stream.source, []
+        records = len(source)
+        own = self.shard.size(records)
+        epoch = position // own
+        for _ in range(min(ATTEMPTS, own)):
+            rng = np.random.default_rng([self.seed, self.number, epoch, index])
+            try:
+                example = self.stream.transform(source[index], rng)
+            except BadRecord as error:
+                faults.append(Fault(index, source.id(index), str(error)))
+                index += self.shard.count
+                index = index if index < records else self.shard.index
+            else:
+                return {**example, "index": np.int64(index)}, faults
+        last = faults[-1]
+        raise DataError(
+            f"{len(faults)} records of {source.name} in a row cannot be used; the last was "
+            f"{last.id}: {last.reason}"
+        )
+
+
+def _dataset(
+    stream: Stream, number: int, shard: _Shard, *, seed: int, shuffle: bool, repeat: bool
+) -> grain.MapDataset:
+    """Returns the batches of one stream as (source name, faults, arrays)."""
+    records, batch_size = len(stream.source), stream.batch_size
+    if batch_size < 1 or batch_size % shard.count:
+        raise DataError(
+            f"the batch size of {stream.source.name} must be a multiple of the {shard.count} "
+            f"processes, got {batch_size}"
+        )
+    if records < shard.count or (not repeat and records < batch_size):
+        wanted = shard.count if repeat else batch_size
+        raise DataError(f"{stream.source.name} has {records} records, wanted at least {wanted}")
+    indices = grain.MapDataset.range(shard.index, records, shard.count)
+    if shuffle:
+        # Not `seed` itself: Grain gives epoch e of seed s the order of epoch 0 of seed s + e.
+        entropy = np.random.SeedSequence([seed, number, shard.index])
+        indices = indices.shuffle(seed=int(entropy.generate_state(1)[0]))
+    if repeat:
+        indices = indices.repeat()
+    else:
+        indices = indices[: records // batch_size * (batch_size // shard.count)]
+    examples = indices.map_with_index(_Load(stream, number, shard, seed))
+    collate = functools.partial(_collate, stream.source.name)
+    return examples.batch(batch_size // shard.count, drop_remainder=True, batch_fn=collate)
+
+
+def _collate(source: str, examples: Sequence[tuple[Example, list[Fault]]]) -> _Drawn:
+    faults = [fault for _, faults in examples for fault in faults]
+    arrays = [example for example, _ in examples]
+    return source, faults, {name: np.stack([a[name] for a in arrays]) for name in arrays[0]}
