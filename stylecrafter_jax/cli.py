@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from stylecrafter_jax.commands import data
+from stylecrafter_jax.commands import data, train
 from stylecrafter_jax.commands.interruptible import EXIT_INTERRUPTED
 
 EXIT_ERROR = 1
@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_convert(commands)
     data.add_parser(commands)
+    train.add_parser(commands)
     _add_inspect(commands)
     _add_demo(commands)
     return parser

@@ -28,6 +28,8 @@ def test_the_two_commands_are_targets_of_the_makefile():
 
 
 def test_every_folder_and_file_the_readme_names_exists():
-    named = re.findall(r"`((?:stylecrafter_jax|tests|docs)[\w/.]*)`|\]\((docs/[\w/.]+)\)", README)
+    named = re.findall(
+        r"`((?:stylecrafter_jax|tests|docs|configs)[\w/.]*)`|\]\((docs/[\w/.]+)\)", README
+    )
     paths = {first or second for first, second in named}
     assert paths and not [path for path in paths if not (ROOT / path).exists()]

@@ -1,0 +1,145 @@
+"""Training checkpoints with Orbax: state, data position and metrics, whole or not at all.
+
+Frozen weights are not stored: a run names the bundle it started from by the hash of its manifest.
+"""
+
+import contextlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from stylecrafter_jax.checkpoints.torch_files import CheckpointError
+
+
+class Restored(NamedTuple):
+    """What a run continues from."""
+
+    step: int
+    state: Any
+    data: dict[str, Any]
+
+
+class Store:
+    """Saves and restores a run's checkpoints in one folder.
+
+    Saving is asynchronous: it copies the arrays, returns, and writes beside the final name. The
+    newest `keep_last` checkpoints stay, and the one of the lowest `loss` in its metrics.
+
+    Args:
+        path: the folder; made if absent.
+        keep_last: how many of the newest to keep.
+        keep_best: how many of those with the lowest loss to keep.
+    """
+
+    def __init__(self, path: Path, *, keep_last: int = 3, keep_best: int = 1):
+        policies: list[Any] = [preservation_policy.LatestN(keep_last)]
+        if keep_best:
+            # The policy keeps the last of the sorted list, so reverse puts the lowest loss there.
+            policies.append(
+                preservation_policy.BestN(get_metric_fn=_loss, reverse=True, n=keep_best)
+            )
+        self._manager = ocp.CheckpointManager(
+            path.resolve(),
+            options=ocp.CheckpointManagerOptions(
+                create=True,
+                enable_async_checkpointing=True,
+                best_fn=_loss,
+                best_mode="min",
+                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """Returns the step of the newest complete checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all complete checkpoints."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, data: Mapping[str, Any], loss: float) -> None:
+        """Begins to save a checkpoint; waits for the one before to be written.
+
+        Raises:
+            CheckpointError: the loss is not finite: a state like that never replaces a healthy one;
+                or this checkpoint, or the one before, cannot be written.
+        """
+        if not math.isfinite(loss):
+            raise CheckpointError(f"step {step}: the loss is {loss}; this state is not saved")
+        if step in self._manager.all_steps():
+            return
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(data))
+                ),
+                metrics={"loss": loss},
+            )
+
+    def restore(self, like: Any, step: int | None = None) -> Restored:
+        """Returns a checkpoint, the newest unless a step is named.
+
+        Args:
+            like: a state of the same structure, shapes, dtypes and shardings.
+            step: which checkpoint.
+
+        Raises:
+            CheckpointError: there is none, or it does not fit.
+        """
+        step = self.latest() if step is None else step
+        if step is None or step not in self._manager.all_steps():
+            raise CheckpointError(f"{self._manager.directory} has no checkpoint of step {step}")
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+                ),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self._manager.directory} does not fit the "
+                f"config: {error}"
+            ) from error
+        return Restored(step, found["state"], found["data"])
+
+    def wait(self) -> None:
+        """Returns once everything begun is on disk.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the folder.
+
+        Raises:
+            CheckpointError: a checkpoint cannot be written.
+        """
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Turns what Orbax and TensorStore raise when a disk is full into one line."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            message = str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"cannot write a checkpoint to {self._manager.directory}: {message:.300}; the "
+                "earlier ones are intact"
+            ) from error
+
+
+def _loss(metrics: Mapping[str, float]) -> float:
+    return float(metrics["loss"])

@@ -1,0 +1,82 @@
+"""`stylecrafter train` and `stylecrafter merge`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+EXIT_STOPPED = 3
+
+EPILOG = """\
+Run the same again to go on after a stop: the run continues where its newest checkpoint is, and
+ends as if it had never been stopped. SIGTERM and Ctrl-C finish the step, save and leave.
+
+exit status: 0 all steps are done, 3 stopped and saved, 1 an error (one line says which), 2 usage
+
+example:
+  stylecrafter train configs/stage1_t2i.py --out runs/stage1 --set data.images=pictures
+  stylecrafter merge runs/stage1 bundles/stage1
+"""
+
+
+def add_parser(commands) -> None:
+    """Adds `train` and `merge` to the subcommands."""
+    parser = commands.add_parser(
+        "train",
+        help="train a stage of the model",
+        description="Trains what a config describes.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("config", type=Path, help="a Python file with get_config(), such as those in configs/")
+    add("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
+    add(
+        "--set",
+        dest="settings",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="replace settings, such as train.steps=10",
+    )
+    add("--resume", action="store_true", help="refuse to begin anew if RUN holds no run")
+    add("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_train)
+
+    parser = commands.add_parser("merge", help="a training run -> bundle")
+    add = parser.add_argument
+    add("source", type=Path, metavar="RUN", help="the run's folder")
+    add("out", type=Path, help="the bundle folder to write")
+    add("--weights", choices=("ema", "last"), default="ema", help="the moving average, or the last")
+    add("--overwrite", action="store_true", help="replace an existing bundle")
+    parser.set_defaults(run=_merge)
+
+
+def _train(args: argparse.Namespace) -> int:
+    """Trains; see `EPILOG` for the status."""
+    from stylecrafter_jax.train.experiment import load_experiment, override
+    from stylecrafter_jax.train.loop import train
+    from stylecrafter_jax.train.runs import read_run
+
+    experiment = override(load_experiment(args.config), args.settings)
+    if args.resume:
+        read_run(args.out)
+    outcome = train(experiment, args.out, progress=not args.quiet)
+    if outcome.finished:
+        print(args.out)
+        return 0
+    print(
+        f"stopped after step {outcome.step} of {experiment.train.steps}; run the same again to go "
+        "on",
+        file=sys.stderr,
+    )
+    return EXIT_STOPPED
+
+
+def _merge(args: argparse.Namespace) -> int:
+    """Writes the newest checkpoint of a run, with the bundle it started from, as a bundle."""
+    from stylecrafter_jax.train.runs import write_bundle
+
+    write_bundle(args.source, args.out, which=args.weights, overwrite=args.overwrite)
+    print(args.out)
+    return 0

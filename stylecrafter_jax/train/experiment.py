@@ -1,0 +1,298 @@
+"""Everything a training run needs, as one frozen config; `configs/` holds ready ones."""
+
+import dataclasses
+import difflib
+import json
+import math
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from stylecrafter_jax.config import ConfigError, from_dict, to_dict
+from stylecrafter_jax.data.transforms import Drop
+from stylecrafter_jax.models.unet_video import Mode, Remat
+from stylecrafter_jax.params import ADAPTER, TEMPORAL
+
+StageName = Literal["base", "stage1", "stage2", "joint"]
+
+
+def _in_range(
+    name: str, value: float | int | None, low: float | int, high: float | int = math.inf
+) -> None:
+    """Refuses a number outside [low, high], or one that is not finite; None is no number."""
+    if value is not None and not (math.isfinite(value) and low <= value <= high):
+        wanted = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ConfigError(f"{name} must be {wanted}, got {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What a stage is: which weights train, and how the UNet sees pictures and videos.
+
+    Attributes:
+        trainable: regular expression over parameter names.
+        image_mode: how batches of pictures are seen; None: the stage has none.
+        video_mode: how batches of videos are seen; None: the stage has none.
+        styled: batches come with style references.
+    """
+
+    trainable: str
+    image_mode: Mode | None
+    video_mode: Mode | None
+    styled: bool
+
+
+# Stage 1 trains the adapter on pictures, stage 2 the temporal transformers on videos and on stills
+# packed as clips (paper, sec. 4.1). `base` trains the text-to-video model itself, `joint` adapter
+# and temporal transformers at once (paper, Table 5).
+STAGES: dict[StageName, Stage] = {
+    "base": Stage(
+        trainable=r"^unet/(?!.*_style/)", image_mode="image", video_mode="video", styled=False
+    ),
+    "stage1": Stage(trainable=ADAPTER, image_mode="image", video_mode=None, styled=True),
+    "stage2": Stage(trainable=TEMPORAL, image_mode="stills", video_mode="video", styled=True),
+    "joint": Stage(
+        trainable=f"{ADAPTER}|{TEMPORAL}", image_mode="stills", video_mode="video", styled=True
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW; see `optimizer.learning_rate` for the schedules.
+
+    The paper names neither rate nor optimizer; these are IP-Adapter's, the ancestor of the released
+    SDXL trainer, which itself uses 5e-5 and no weight decay.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    decay_steps: int | None = None
+    final_ratio: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float | None = None
+
+    def __post_init__(self):
+        tiny = 1e-30
+        _in_range("optimizer.learning_rate", self.learning_rate, tiny)
+        _in_range("optimizer.warmup_steps", self.warmup_steps, 0)
+        _in_range("optimizer.decay_steps", self.decay_steps, self.warmup_steps + 1)
+        _in_range("optimizer.final_ratio", self.final_ratio, 0, 1)
+        _in_range("optimizer.b1", self.b1, 0, 1)
+        _in_range("optimizer.b2", self.b2, 0, 1)
+        _in_range("optimizer.eps", self.eps, tiny)
+        _in_range("optimizer.weight_decay", self.weight_decay, 0)
+        _in_range("optimizer.clip_norm", self.clip_norm, tiny)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Options of the denoising loss; the defaults are the original's plain one."""
+
+    min_snr_gamma: float | None = None
+    noise_offset: float = 0.0
+
+    def __post_init__(self):
+        _in_range("loss.min_snr_gamma", self.min_snr_gamma, 1e-30)
+        _in_range("loss.noise_offset", self.noise_offset, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a run sees; see `data.transforms.Transform` for the meaning of the crops.
+
+    Attributes:
+        images: where pictures come from, whatever `data.sources.open_source` takes; None: nowhere.
+        videos: where videos come from.
+        height: of the target, in pixels; `width` likewise.
+        frames: of a clip; pictures have one.
+        stride: smallest and largest space between a clip's frames, in frames of the file.
+        references: style images per example.
+        flip: chance that target and style are mirrored.
+        captions: how captions are cleaned.
+        drop: chances to drop text, style, or both.
+        image_batch: pictures per batch; `video_batch` clips per batch.
+        image_share: share of the batches that are pictures, where a run has both.
+        workers: processes that prepare batches; 0 uses `threads` threads of this one.
+        max_bad_rate: share of a source's records that may be unusable.
+    """
+
+    images: str | None = None
+    videos: str | None = None
+    height: int = 512
+    width: int = 512
+    frames: int = 16
+    stride: tuple[int, int] = (1, 1)
+    style_short_side: int = 800
+    style_size: int = 512
+    references: int = 1
+    flip: float = 0.0
+    captions: Literal["clean", "released", "none"] = "clean"
+    drop: Drop = Drop()
+    image_batch: int = 16
+    video_batch: int = 1
+    image_share: float = 0.2
+    workers: int = 0
+    threads: int = 2
+    max_bad_rate: float = 0.1
+
+    def __post_init__(self):
+        for name in ("height", "width", "style_short_side", "style_size", "references"):
+            _in_range(f"data.{name}", getattr(self, name), 1)
+        for name in ("image_batch", "video_batch", "threads"):
+            _in_range(f"data.{name}", getattr(self, name), 1)
+        for name in ("flip", "image_share", "max_bad_rate"):
+            _in_range(f"data.{name}", getattr(self, name), 0, 1)
+        _in_range("data.frames", self.frames, 2)
+        _in_range("data.workers", self.workers, 0)
+        if len(self.stride) != 2:
+            raise ConfigError(f"data.stride must be two numbers, got {list(self.stride)}")
+        if self.images and self.videos and not 0 < self.image_share < 1:
+            raise ConfigError(
+                f"data.image_share must lie between 0 and 1 with both pictures and videos, got "
+                f"{self.image_share:g}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop.
+
+    Attributes:
+        steps: updates in all.
+        save_every: steps between checkpoints; `log_every` between lines of metrics.
+        keep_last: newest checkpoints kept; `keep_best` those of the lowest mean loss since the
+            checkpoint before.
+        ema_decay: of the moving average of the weights; 0 keeps the last weights.
+        accumulate: parts a batch is split into.
+        compute_dtype: of the networks; frozen_dtype is what frozen weights are held in.
+        remat: what the UNet computes again in the backward pass.
+        max_skipped: updates skipped in a row before the run is given up.
+    """
+
+    steps: int = 40_000
+    save_every: int = 1_000
+    log_every: int = 50
+    keep_last: int = 3
+    keep_best: int = 1
+    ema_decay: float = 0.9999
+    accumulate: int = 1
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: Remat = "none"
+    max_skipped: int = 10
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "save_every", "log_every", "keep_last", "accumulate", "max_skipped"):
+            _in_range(f"train.{name}", getattr(self, name), 1)
+        _in_range("train.keep_best", self.keep_best, 0)
+        _in_range("train.ema_decay", self.ema_decay, 0, 1)
+        _in_range("train.seed", self.seed, 0, 2**32 - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run.
+
+    Attributes:
+        stage: one of `STAGES`.
+        bundle: the model to start from. Parts that the stage trains may be absent and are then
+            initialised: the adapter of a base model, or the UNet of a new one.
+    """
+
+    stage: StageName
+    bundle: str
+    data: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self):
+        if self.stage not in STAGES:
+            raise ConfigError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
+        stage, data, parts = STAGES[self.stage], self.data, self.train.accumulate
+        if data.videos and stage.video_mode is None:
+            raise ConfigError(f"{self.stage} trains on pictures alone; data.videos must be null")
+        if not data.images and not data.videos:
+            raise ConfigError("there is nothing to train on: set data.images or data.videos")
+        for source, name in ((data.images, "image_batch"), (data.videos, "video_batch")):
+            if source and getattr(data, name) % parts:
+                raise ConfigError(
+                    f"data.{name} {getattr(data, name)} is no multiple of train.accumulate {parts}"
+                )
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Returns the experiment of a Python file with `get_config()`; the file is run.
+
+    Raises:
+        ConfigError: there is no such file, it fails, or it gives something else.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no config file {path}")
+    try:
+        experiment = runpy.run_path(str(path))["get_config"]()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise ConfigError(f"{path}: there is no {error}; wanted get_config()") from error
+    except Exception as error:  # a user's file may fail in any way; the message is one line
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(experiment, Experiment):
+        raise ConfigError(f"{path}: get_config() gave a {type(experiment).__name__}")
+    return experiment
+
+
+def override(experiment: Experiment, assignments: Sequence[str]) -> Experiment:
+    """Returns the experiment with settings such as `train.steps=10` replaced.
+
+    A value is JSON, or else text.
+
+    Raises:
+        ConfigError: a name is unknown (the nearest right one is given) or a value has the wrong
+            type or contradicts another.
+    """
+    values = to_dict(experiment)
+    names = _leaves(values)
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"wanted NAME=VALUE, got {assignment!r}")
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown setting {name}{hint}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        *branches, leaf = name.split(".")
+        node = values
+        for branch in branches:
+            node = node[branch]
+        node[leaf] = value
+    return from_dict(Experiment, values)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Returns one line for each setting that differs between two experiments as dicts."""
+    before, after = _leaves(old), _leaves(new)
+    return [
+        f"{name} was {json.dumps(before.get(name))}, is now {json.dumps(after.get(name))}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _leaves(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        path = f"{where}.{name}" if where else name
+        flat |= _leaves(value, path) if isinstance(value, dict) else {path: value}
+    return flat

@@ -1,0 +1,165 @@
+"""The losses of all stages: a batch of pixels or of precomputed features to one number."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from stylecrafter_jax.diffusion.losses import training_target
+from stylecrafter_jax.diffusion.schedules import NoiseSchedule, add_noise, at_timesteps
+from stylecrafter_jax.media.images import clip_pixels
+from stylecrafter_jax.models.networks import Networks
+from stylecrafter_jax.models.unet_video import Mode
+from stylecrafter_jax.params import Params
+from stylecrafter_jax.train.step import Batch, Loss, Metrics
+
+
+class Features(NamedTuple):
+    """What a batch comes to once the frozen encoders have seen it.
+
+    Attributes:
+        x0: scaled latents.
+        text: text tokens.
+        uncond: text tokens of the empty prompt, for rows that drop their text.
+        image: image tokens of the references in a row; None trains without style.
+    """
+
+    x0: Float[Array, "b f y x z"]
+    text: Float[Array, "t l d"]
+    uncond: Float[Array, "1 l d"]
+    image: Float[Array, "t n c"] | None
+
+
+def encode(
+    nets: Networks,
+    params: Params,
+    batch: Batch,
+    key: Array,
+    *,
+    scale_factor: float,
+    image_size: int,
+    empty_ids: Int[np.ndarray, "1 l"],
+) -> Features:
+    """Returns the features of a batch; none of them passes a gradient.
+
+    A batch holds `pixels` (uint8 b f h w 3), `ids` and perhaps `style` (uint8 b r s s 3), or what
+    `stylecrafter data encode` made of them: `mean` and `logvar` of the latents, `text`, `image`.
+
+    Args:
+        nets: the networks.
+        params: all parameters.
+        batch: see above.
+        key: for the autoencoder's posterior, which the original samples.
+        scale_factor: between the autoencoder's latents and the UNet's.
+        image_size: side of the image tower's input.
+        empty_ids: token ids of the empty prompt.
+
+    Source: StyleCrafter, lvdm/models/ddpm3d.py, LatentDiffusion.get_first_stage_encoding.
+    """
+    if "mean" in batch:
+        mean, logvar = batch["mean"], batch["logvar"]
+        text, image = batch["text"], batch.get("image")
+    else:
+        pixels = batch["pixels"].astype(jnp.float32) / 127.5 - 1.0
+        # One frame at a time over the leading axis keeps the encoder's activations small.
+        by_frame = jnp.swapaxes(pixels, 0, 1)
+        mean, logvar = jax.lax.map(lambda frame: nets.vae_encode(params, frame), by_frame)
+        mean, logvar = jnp.swapaxes(mean, 0, 1), jnp.swapaxes(logvar, 0, 1)
+        text = nets.encode_text(params, batch["ids"])
+        image = None if "style" not in batch else _references(nets, params, batch, image_size)
+    noise = jax.random.normal(key, mean.shape)
+    x0 = scale_factor * (mean + jnp.exp(0.5 * logvar) * noise)
+    uncond = nets.encode_text(params, jnp.asarray(empty_ids))
+    return jax.lax.stop_gradient(Features(x0, text, uncond, image))
+
+
+def _references(nets: Networks, params: Params, batch: Batch, size: int) -> Array:
+    style = batch["style"]
+    b, r = style.shape[:2]
+    tokens = nets.encode_image(params, clip_pixels(style.reshape(b * r, *style.shape[2:]), size))
+    return tokens.reshape(b, r * tokens.shape[1], tokens.shape[2])
+
+
+def denoising(
+    nets: Networks,
+    schedule: NoiseSchedule,
+    features: Callable[[Params, Batch, Array], Features],
+    *,
+    mode: Mode,
+    min_snr_gamma: float | None = None,
+    noise_offset: float = 0.0,
+) -> Loss:
+    """Returns the loss of predicting eps, v or x0, with style where the batch has references.
+
+    Rows flagged in `drop_text` get the empty prompt's text, rows flagged in `drop_style` a style
+    scale of 0, which is the base model without adapter.
+
+    Args:
+        nets: the networks.
+        schedule: the forward process.
+        features: (parameters, batch, key) -> what `encode` returns.
+        mode: how the UNet sees the frames.
+        min_snr_gamma: weigh timesteps by min(snr, gamma) / snr (Hang et al. 2023, arXiv 2303.09556,
+            for eps; the same weight of the x0 error for v and x0); None weighs all alike.
+        noise_offset: standard deviation of noise that is constant over a frame.
+
+    Source: StyleCrafter, lvdm/models/ddpm3d.py (q_sample, eps-prediction, l2).
+    """
+
+    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        keys = jax.random.split(key, 4)
+        seen = features(params, batch, keys[0])
+        x0, rows = seen.x0, seen.x0.shape[0]
+        t = jax.random.randint(keys[1], (rows,), 0, schedule.timesteps)
+        noise = jax.random.normal(keys[2], x0.shape)
+        if noise_offset:
+            flat = jax.random.normal(keys[3], (rows, x0.shape[1], 1, 1, x0.shape[-1]))
+            noise = noise + noise_offset * flat
+        text = seen.text
+        if "drop_text" in batch:
+            text = jnp.where(batch["drop_text"][:, None, None], seen.uncond, text)
+        style = scale = None
+        if seen.image is not None:
+            style = nets.style_tokens(params, seen.image)
+            scale = nets.style_scale(params, style, text)
+            if "drop_style" in batch:
+                scale = jnp.where(batch["drop_style"][:, None], 0.0, scale)
+        noisy = add_noise(schedule, x0, noise, t)
+        pred = nets.unet(
+            params,
+            noisy,
+            t.astype(jnp.float32),
+            text,
+            style,
+            scale,
+            fps=batch.get("fps"),
+            mode=mode,
+        )
+        target = training_target(schedule, x0, noise, t)
+        errors = jnp.mean(jnp.square(pred - target), axis=tuple(range(1, x0.ndim)))
+        weight = snr_weight(schedule, t, min_snr_gamma)
+        return jnp.mean(weight * errors), {"unweighted_loss": jnp.mean(errors)}
+
+    return loss
+
+
+def snr_weight(
+    schedule: NoiseSchedule, t: Int[Array, " b"], gamma: float | None
+) -> Float[Array, " b"]:
+    """Returns the weight of each row's squared error for min-SNR weighting; 1 without gamma.
+
+    With snr = signal^2 / noise^2 the x0 error is weighted by min(snr, gamma), hence the eps error
+    by min(snr, gamma) / snr and the v error by min(snr, gamma) / (snr + 1).
+
+    Source: Hang et al. 2023, arXiv 2303.09556, eq. 6 and sec. 3.4.
+    """
+    if gamma is None:
+        return jnp.ones(t.shape)
+    alpha_bar = schedule.alpha_bar
+    snr = alpha_bar * schedule.signal_scale**2 / np.maximum(1.0 - alpha_bar, 1e-12)
+    per_kind = {"x0": 1.0, "v": 1.0 / (snr + 1.0), "eps": 1.0 / np.maximum(snr, 1e-12)}
+    table = np.minimum(snr, gamma) * per_kind[schedule.prediction]
+    return at_timesteps([table], t, 1)[0]

@@ -1,0 +1,152 @@
+"""A run's folder: what it trains, whether it may go on, and its model as a bundle.
+
+run.json         the experiment, the bundle's manifest hash, versions
+checkpoints/     Orbax; see `checkpoints.store`
+metrics.jsonl    one object a line; the same in tensorboard/
+skipped.jsonl    steps whose update was not finite, with the batch's record numbers
+refused.jsonl    records that could not be used, and why
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Collection
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stylecrafter_jax import params as weights
+from stylecrafter_jax.checkpoints.bundle import (
+    BundleWriter,
+    load_bundle,
+    part_of,
+    read_manifest,
+)
+from stylecrafter_jax.checkpoints.convert import export_original
+from stylecrafter_jax.checkpoints.store import Store
+from stylecrafter_jax.checkpoints.stylecrafter import Kind
+from stylecrafter_jax.checkpoints.torch_files import CheckpointError
+from stylecrafter_jax.config import ConfigError, ModelConfig, from_dict, to_dict
+from stylecrafter_jax.models.networks import parameter_shapes
+from stylecrafter_jax.params import Params
+from stylecrafter_jax.train.experiment import STAGES, Experiment, differences
+from stylecrafter_jax.train.optimizer import make_optimizer
+from stylecrafter_jax.train.start import manifest_hash
+from stylecrafter_jax.train.step import init_state
+
+RUN_FILE = "run.json"
+CHECKPOINTS = "checkpoints"
+Which = Literal["ema", "last"]
+
+
+def claim(run: Path, experiment: Experiment, manifest: str) -> None:
+    """Makes the folder of a run, or checks that the run in it is this one.
+
+    More `train.steps` are allowed, unless the learning rate's decay is as long as the run.
+
+    Raises:
+        ConfigError: the folder is something else, the config differs, or the bundle's content does.
+    """
+    if (run / RUN_FILE).exists():
+        _check_same(run, experiment, manifest)
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ConfigError(f"{run} exists and is no run; choose another folder")
+    run.mkdir(parents=True, exist_ok=True)
+    content = {
+        "experiment": to_dict(experiment),
+        "bundle": {"path": str(Path(experiment.bundle).resolve()), "manifest_sha256": manifest},
+        "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "grain")},
+    }
+    partial = run / f".{RUN_FILE}.partial"
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, run / RUN_FILE)
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """Returns the content of a run's `run.json`.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    try:
+        return json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{run} is no run: {RUN_FILE} is missing") from error
+    except ValueError as error:
+        raise ConfigError(f"{run}/{RUN_FILE} is damaged: {error}") from error
+
+
+def _check_same(run: Path, experiment: Experiment, manifest: str) -> None:
+    found = read_run(run)
+    old, new = found["experiment"], to_dict(experiment)
+    decay_is_fixed = experiment.optimizer.schedule == "constant" or experiment.optimizer.decay_steps
+    if decay_is_fixed and new["train"]["steps"] > old["train"]["steps"]:
+        old["train"]["steps"] = new["train"]["steps"]
+    old["bundle"] = new["bundle"]  # a bundle is known by its content, wherever it lies
+    lines = differences(old, new)
+    if found["bundle"]["manifest_sha256"] != manifest:
+        lines.append(f"the content of the bundle {experiment.bundle} is another")
+    if lines:
+        raise ConfigError(f"{run} is a run of another config: {'; '.join(lines)}")
+
+
+def merged(run: Path, which: Which = "ema") -> tuple[ModelConfig, Params]:
+    """Returns the model of a run: its bundle with the weights of the newest checkpoint.
+
+    Args:
+        run: the folder.
+        which: the moving average, or the last weights.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or the bundle is absent or another than it was.
+        ConfigError: there is no run.
+    """
+    found = read_run(run)
+    bundle, experiment = Path(found["bundle"]["path"]), from_dict(Experiment, found["experiment"])
+    config, params = load_bundle(bundle, expected=parameter_shapes)
+    if manifest_hash(bundle) != found["bundle"]["manifest_sha256"]:
+        raise CheckpointError(f"{bundle} is another bundle than {run} started from")
+    shapes = weights.select(parameter_shapes(config), STAGES[experiment.stage].trainable)
+    tx = make_optimizer(experiment.optimizer, experiment.train.steps)
+
+    def zeros():
+        return {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
+
+    like = jax.eval_shape(lambda: init_state(zeros(), tx))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    if not (run / CHECKPOINTS).is_dir():
+        raise CheckpointError(f"{run} has no checkpoint yet")
+    store = Store(run / CHECKPOINTS)
+    try:
+        state = store.restore(like).state
+    finally:
+        store.close()
+    trained = state.ema if which == "ema" else state.trainable
+    return config, {**params, **{name: np.asarray(value) for name, value in trained.items()}}
+
+
+def write_bundle(run: Path, out: Path, *, which: Which = "ema", overwrite: bool = False) -> None:
+    """Writes the model of a run as a bundle, with the other files of the bundle it came from."""
+    config, params = merged(run, which)
+    source = Path(read_run(run)["bundle"]["path"])
+    files = [name for name, record in read_manifest(source).items() if not record.tensors]
+    with BundleWriter(out, config, overwrite=overwrite) as writer:
+        for name in sorted(params, key=lambda name: (weights.PARTS.index(part_of(name)), name)):
+            writer.add(name, params[name])
+        for name in files:
+            if name != "config.json":
+                writer.add_file(name, (source / name).read_bytes())
+
+
+def export_run(run: Path, out_dir: Path, what: Collection[Kind] | None = None) -> list[Path]:
+    """Writes the original's files of a run's model, by way of a bundle; returns their paths."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out_dir, prefix=".bundle-") as scratch:
+        bundle = Path(scratch) / "bundle"
+        write_bundle(run, bundle)
+        return export_original(bundle, out_dir, expected=parameter_shapes, what=what)

@@ -1,0 +1,110 @@
+"""The weights a run starts from: a bundle's, and fresh ones for parts that it trains anew."""
+
+import hashlib
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from stylecrafter_jax import params as weights
+from stylecrafter_jax.checkpoints.bundle import (
+    load_bundle,
+    part_of,
+    parts_of,
+    read_config,
+    read_manifest,
+)
+from stylecrafter_jax.checkpoints.torch_files import CheckpointError
+from stylecrafter_jax.config import ModelConfig
+from stylecrafter_jax.models.networks import init_params, parameter_shapes
+from stylecrafter_jax.params import Params
+from stylecrafter_jax.tokenizer import Tokenizer
+from stylecrafter_jax.train.experiment import Stage
+
+
+class Start(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+        config: the model.
+        trainable: the weights that the stage trains, float32.
+        frozen: the others that it uses.
+        tokenizer: the text encoder's.
+        manifest: SHA-256 of the bundle's manifest, which lists the hashes of all its files.
+    """
+
+    config: ModelConfig
+    trainable: Params
+    frozen: Params
+    tokenizer: Tokenizer
+    manifest: str
+
+
+def load_start(bundle: Path, stage: Stage, *, frozen_dtype: DTypeLike, seed: int) -> Start:
+    """Returns the weights of a bundle as the stage uses them; the files' hashes are compared.
+
+    Raises:
+        CheckpointError: the bundle is damaged, or lacks a part that the stage does not train.
+    """
+    have = parts_of(read_manifest(bundle))
+    unused = () if stage.styled else ("adapter", "image_encoder")
+    parts = [part for part in weights.PARTS if part not in unused]
+    shapes = parameter_shapes(read_config(bundle))
+    config, params = load_bundle(
+        bundle,
+        expected=lambda _: shapes,
+        parts=[part for part in parts if part in have],
+        verify="hash",
+    )
+    missing = {name for name in shapes if part_of(name) in parts and name not in params}
+    lacking = sorted({part_of(n) for n in missing if not re.search(stage.trainable, n)})
+    if lacking:
+        raise CheckpointError(
+            f"{bundle} has no {', '.join(lacking)}, which this stage uses but does not train"
+        )
+    params |= initialise(config, params, missing, seed)
+    trainable = weights.select(params, stage.trainable)
+    frozen = {name: value for name, value in params.items() if name not in trainable}
+    folder = bundle / "tokenizer"
+    tokenizer = Tokenizer.load(
+        folder if folder.is_dir() else None, context_length=config.clip.text.context_length
+    )
+    return Start(
+        config,
+        {name: jnp.asarray(value, jnp.float32) for name, value in trainable.items()},
+        {name: jnp.asarray(value, frozen_dtype) for name, value in frozen.items()},
+        tokenizer,
+        manifest_hash(bundle),
+    )
+
+
+def manifest_hash(bundle: Path) -> str:
+    """Returns the SHA-256 of a bundle's manifest."""
+    return hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+
+
+def initialise(config: ModelConfig, params: Params, missing: Collection[str], seed: int) -> Params:
+    """Returns fresh weights of the missing names; the style's K and V are the text's.
+
+    Source: StyleCrafter paper, eq. 1; lvdm/modules/attention.py, DualCrossAttnProcessorAS.
+    """
+    if not missing:
+        return {}
+
+    @jax.jit  # which computes the missing ones alone
+    def fresh(key):
+        return {name: v for name, v in init_params(config, key).items() if name in missing}
+
+    new = fresh(jax.random.key(seed))
+    # Of a whole new UNet the text's own K and V are new as well.
+    known = {**new, **params}
+    copied = {
+        name: jnp.asarray(known[re.sub(r"(to_[kv])_style", r"\1", name)])
+        for name in missing
+        if re.search(r"attn2/to_[kv]_style/", name)
+    }
+    return {**new, **copied}

@@ -1,0 +1,122 @@
+"""A training step: a pure function from a state and a batch to the next state and metrics."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Int, Key
+
+from stylecrafter_jax.params import Params
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+# (all parameters, batch, key) -> (loss, metrics)
+Loss = Callable[[Params, Batch, Array], tuple[Array, Metrics]]
+
+
+class TrainState(NamedTuple):
+    """What a run carries from step to step; frozen weights are not part of it.
+
+    Attributes:
+        step: batches seen, those whose update was skipped included.
+        skipped: updates skipped because the loss or a gradient was not finite.
+        trainable: the weights that train, float32.
+        ema: their moving average.
+        opt_state: the optimizer's.
+    """
+
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]
+    trainable: Params
+    ema: Params
+    opt_state: Any
+
+
+def init_state(trainable: Params, tx: optax.GradientTransformation) -> TrainState:
+    """Returns the state before the first step; it shares no buffer, since steps donate it."""
+
+    def copy():
+        return {name: jnp.array(value, jnp.float32) for name, value in trainable.items()}
+
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        trainable=copy(),
+        ema=copy(),
+        opt_state=tx.init(copy()),
+    )
+
+
+def make_train_step(
+    loss: Loss, tx: optax.GradientTransformation, *, ema_decay: float, accumulate: int = 1
+) -> Callable[[TrainState, Params, Batch, Array], tuple[TrainState, Metrics]]:
+    """Returns a jitted `(state, frozen, batch, key) -> (state, metrics)`; `state` is donated.
+
+    A step whose loss or gradient is not finite leaves weights, average and optimizer as they were
+    and counts in `skipped`. The key of step i is `fold_in(key, i)`.
+
+    Args:
+        loss: of all parameters, trainable and frozen; only the trainable get a gradient.
+        tx: the optimizer.
+        ema_decay: share of the old average that is kept at each step.
+        accumulate: parts that the batch is split into, one after another, to save memory; the
+            gradient is the mean of theirs.
+    """
+
+    def objective(trainable, frozen, batch, key):
+        return loss({**frozen, **trainable}, batch, key)
+
+    gradient = jax.value_and_grad(objective, has_aux=True)
+
+    @functools.partial(jax.jit, donate_argnames="state")
+    def train_step(state: TrainState, frozen: Params, batch: Batch, key: Key[Array, ""]):
+        key = jax.random.fold_in(key, state.step)
+        if accumulate == 1:
+            (value, metrics), grads = gradient(state.trainable, frozen, batch, key)
+        else:
+            value, metrics, grads = _accumulated(
+                gradient, state.trainable, frozen, batch, key, accumulate
+            )
+        norm = optax.tree.norm(grads)
+        healthy = jnp.isfinite(value) & jnp.isfinite(norm)
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        ema = optax.incremental_update(trainable, state.ema, 1.0 - ema_decay)
+        new = TrainState(
+            step=state.step + 1,
+            skipped=state.skipped + (1 - healthy.astype(jnp.int32)),
+            trainable=_where(healthy, trainable, state.trainable),
+            ema=_where(healthy, ema, state.ema),
+            opt_state=_where(healthy, opt_state, state.opt_state),
+        )
+        return new, {"loss": value, "grad_norm": norm, "skipped": new.skipped, **metrics}
+
+    return train_step
+
+
+def _accumulated(gradient, trainable, frozen, batch, key, parts: int):
+    """Returns loss, metrics and gradient as means over `parts` slices of the batch."""
+
+    def split(x):
+        if x.shape[0] % parts:
+            raise ValueError(f"a batch of {x.shape[0]} cannot be split into {parts} equal parts")
+        return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+
+    def body(total, inputs):
+        i, part = inputs
+        (value, metrics), grads = gradient(trainable, frozen, part, jax.random.fold_in(key, i))
+        return jax.tree.map(jnp.add, total, (value, metrics, grads)), None
+
+    slices = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], slices)
+    (value, metrics), grads = jax.eval_shape(gradient, trainable, frozen, first, key)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (value, metrics, grads))
+    total, _ = jax.lax.scan(body, zero, (jnp.arange(parts), slices))
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def _where(ok: Bool[Array, ""], new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)

@@ -1,0 +1,95 @@
+"""Training checkpoints: the newest and the best stay, a broken one never does."""
+
+import resource
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stylecrafter_jax.checkpoints.store import Store
+from stylecrafter_jax.checkpoints.torch_files import CheckpointError
+
+
+class State(NamedTuple):
+    """Some arrays."""
+
+    step: object
+    weights: dict
+
+
+def state(value: float, size: int = 3) -> State:
+    return State(jnp.int32(7), {"a/b": jnp.full((size,), value), "c": jnp.ones(())})
+
+
+@pytest.fixture
+def make_store(tmp_path):
+    stores = []
+
+    def make(**settings):
+        stores.append(Store(tmp_path / "checkpoints", **settings))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+def test_state_and_data_come_back(make_store):
+    store = make_store()
+    store.save(7, state(2.5), {"step": 7, "names": ["x"]}, 0.5)
+    store.wait()
+    found = store.restore(state(0.0))
+    assert (found.step, found.data) == (7, {"step": 7, "names": ["x"]})
+    assert isinstance(found.state, State)
+    np.testing.assert_array_equal(found.state.weights["a/b"], [2.5, 2.5, 2.5])
+
+
+def test_newest_and_best_stay(make_store):
+    store = make_store(keep_last=2, keep_best=1)
+    for step, loss in enumerate((3.0, 1.0, 4.0, 2.0, 5.0), start=1):
+        store.save(step, state(step), {}, loss)
+        store.wait()
+    assert store.steps() == [2, 4, 5]
+    assert store.latest() == 5
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_a_state_that_is_not_finite_is_never_saved(make_store, loss):
+    store = make_store(keep_last=1, keep_best=0)
+    store.save(1, state(1.0), {}, 0.5)
+    with pytest.raises(CheckpointError, match="this state is not saved"):
+        store.save(2, state(np.nan), {}, float(loss))
+    store.wait()
+    assert store.steps() == [1]
+
+
+def test_another_shape_does_not_fit(make_store):
+    store = make_store()
+    store.save(1, state(1.0), {}, 0.5)
+    store.wait()
+    with pytest.raises(CheckpointError, match="does not fit"):
+        store.restore(State(jnp.int32(0), {"other": jnp.zeros(3)}))
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 9"):
+        store.restore(state(0.0), 9)
+
+
+def test_a_disk_that_is_full_is_one_line_and_loses_nothing(make_store):
+    store = make_store()
+    store.save(1, state(1.0), {}, 0.5)
+    store.wait()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    rng = np.random.default_rng(0)
+    large = State(jnp.int32(2), {"a/b": jnp.asarray(rng.standard_normal(10**6)), "c": jnp.ones(())})
+    # A file that may not grow stands for a disk that is full: both fail the write itself.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(CheckpointError, match="cannot write a checkpoint") as error:
+            store.save(2, large, {}, 0.4)
+            store.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert "\n" not in str(error.value) and "earlier ones are intact" in str(error.value)
+    again = make_store()
+    assert again.latest() == 1
+    np.testing.assert_array_equal(again.restore(state(0.0)).state.weights["a/b"], [1.0] * 3)

@@ -1,0 +1,72 @@
+"""The `train` and `merge` subcommands, without training where that is not the claim."""
+
+import argparse
+import signal
+
+import pytest
+
+from stylecrafter_jax.checkpoints.bundle import is_bundle
+from stylecrafter_jax.commands import train as command
+from stylecrafter_jax.config import ConfigError, to_dict
+from stylecrafter_jax.train import loop
+from stylecrafter_jax.train.loop import Outcome
+from tests.train.conftest import experiment, pictures  # noqa: F401 - fixtures
+
+
+@pytest.fixture
+def run():
+    """Arguments -> status of the command."""
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+
+    def run(*arguments):
+        args = parser.parse_args([str(argument) for argument in arguments])
+        return args.run(args)
+
+    return run
+
+
+@pytest.fixture
+def config(experiment, tmp_path):  # noqa: F811 - a fixture
+    """A config file of the small experiment."""
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from stylecrafter_jax.config import from_dict\n"
+        "from stylecrafter_jax.train.experiment import Experiment\n"
+        f"def get_config():\n    return from_dict(Experiment, {to_dict(experiment)!r})\n"
+    )
+    return path
+
+
+def test_settings_reach_the_run(run, config, tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def record(experiment, folder, *, progress):  # noqa: F811
+        seen.append((experiment.train.steps, experiment.train.seed, folder, progress))
+        return Outcome(5, True)
+
+    monkeypatch.setattr(loop, "train", record)
+    settings = ("--set", "train.steps=5", "--set", "train.seed=3")
+    assert run("train", config, "--out", tmp_path / "run", *settings, "--quiet") == 0
+    assert seen == [(5, 3, tmp_path / "run", False)]
+    assert capsys.readouterr().out == f"{tmp_path / 'run'}\n"
+
+
+def test_a_stop_has_its_own_status(run, config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: Outcome(2, False))
+    assert run("train", config, "--out", tmp_path / "run") == command.EXIT_STOPPED == 3
+    assert "stopped after step 2 of 3" in capsys.readouterr().err
+
+
+def test_resume_wants_a_run(run, config, tmp_path):
+    with pytest.raises(ConfigError, match="is no run: run.json is missing"):
+        run("train", config, "--out", tmp_path / "run", "--resume")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+def test_train_and_merge(run, config, tmp_path):
+    folder, out = tmp_path / "run", tmp_path / "out"
+    assert run("train", config, "--out", folder, "--set", "train.steps=1", "--quiet") == 0
+    assert run("merge", folder, out) == 0
+    assert is_bundle(out)

@@ -1,0 +1,99 @@
+"""A small experiment on a few real pictures and clips."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stylecrafter_jax.config import from_dict, to_dict
+from stylecrafter_jax.models.networks import networks, parameter_shapes
+from stylecrafter_jax.train.experiment import DataConfig, Experiment, OptimizerConfig, TrainConfig
+from tests.conftest import SMALL
+from tests.data.conftest import numbered_clip, picture
+from tests.parity import weights
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of 5 pictures with captions."""
+    folder = tmp_path_factory.mktemp("pictures") / "pictures"
+    folder.mkdir()
+    for i in range(5):
+        (folder / f"{i}.jpg").write_bytes(picture(24 + i, 40, seed=i))
+        (folder / f"{i}.txt").write_text(f"thing {i}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    """A folder of 3 clips with captions."""
+    folder = tmp_path_factory.mktemp("clips") / "clips"
+    folder.mkdir()
+    for i in range(3):
+        numbered_clip(folder / f"{i}.mp4", 6)
+        (folder / f"{i}.txt").write_text(f"motion {i}")
+    return folder
+
+
+@pytest.fixture
+def experiment(small_bundle, pictures):
+    """Stage 1 on the pictures, in float32: two a batch, three steps."""
+    return Experiment(
+        stage="stage1",
+        bundle=str(small_bundle),
+        data=DataConfig(
+            images=str(pictures),
+            height=8,
+            width=8,
+            frames=2,
+            style_short_side=16,
+            style_size=8,
+            image_batch=2,
+            video_batch=1,
+            image_share=0.5,
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        train=TrainConfig(
+            steps=3,
+            save_every=2,
+            log_every=1,
+            ema_decay=0.9,
+            compute_dtype="float32",
+            frozen_dtype="float32",
+        ),
+    )
+
+
+def changed(experiment, **settings):
+    """The experiment with settings such as `train__steps=6` replaced."""
+    values = to_dict(experiment)
+    for name, value in settings.items():
+        *branches, leaf = name.split("__")
+        node = values
+        for branch in branches:
+            node = node[branch]
+        node[leaf] = value
+    return from_dict(Experiment, values)
+
+
+@pytest.fixture(scope="session")
+def nets():
+    """The networks of the small model, and its parameters."""
+    shapes = parameter_shapes(SMALL)
+    params = {n: jnp.asarray(weights.tensor(n, shape.shape)) for n, shape in shapes.items()}
+    return networks(dataclasses.replace(SMALL)), params
+
+
+@pytest.fixture(scope="session")
+def batch():
+    """Precomputed features of four pictures."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "mean": rng.standard_normal((4, 1, 4, 4, 4)),
+        "logvar": np.full((4, 1, 4, 4, 4), -20.0),
+        "text": rng.standard_normal((4, 5, 24)),
+        "image": rng.standard_normal((4, 6, 40)),
+    }
+    return {name: jax.device_put(x.astype(np.float32)) for name, x in arrays.items()}

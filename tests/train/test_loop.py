@@ -1,0 +1,280 @@
+"""Whole runs on a small model: stopped and resumed, refused, gone wrong."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stylecrafter_jax import params as weights
+from stylecrafter_jax.checkpoints.bundle import BundleWriter, load_bundle, part_of
+from stylecrafter_jax.checkpoints.store import Store
+from stylecrafter_jax.checkpoints.torch_files import CheckpointError
+from stylecrafter_jax.config import ConfigError, to_dict
+from stylecrafter_jax.data.records import DataError
+from stylecrafter_jax.models.networks import parameter_shapes
+from stylecrafter_jax.train import loop, runs
+from stylecrafter_jax.train.experiment import STAGES
+from stylecrafter_jax.train.loop import TrainingError, train
+from stylecrafter_jax.train.metrics_log import MetricsLog, read_metrics
+from stylecrafter_jax.train.optimizer import make_optimizer
+from stylecrafter_jax.train.start import load_start
+from stylecrafter_jax.train.step import init_state, make_train_step
+from tests.train.conftest import changed
+
+ROOT = Path(__file__).parents[2]
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def toy_loss(params, batch, key):
+    """A loss of all weights, the pixels and the key that compiles at once."""
+    light = jnp.mean(batch["pixels"].astype(jnp.float32)) / 255.0 + jax.random.normal(key)
+    unet = jnp.mean(params["unet/out.2/bias"])
+    errors = [jnp.mean(jnp.square(w.astype(jnp.float32) - light)) for w in params.values()]
+    return sum(errors) + unet, {"light": light}
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Runs whose networks are `toy_loss`: the laws of the loop hold for any loss."""
+
+    def build_step(experiment, config, tokenizer, tx, mode):
+        step = make_train_step(toy_loss, tx, ema_decay=experiment.train.ema_decay)
+        return jax.jit(step.__wrapped__, donate_argnames="state", compiler_options=QUICK)
+
+    monkeypatch.setattr(loop, "build_step", build_step)
+
+
+@pytest.fixture
+def real():
+    """Runs of the small model itself."""
+
+
+def state_of(run, experiment, start_bundle):
+    stage = STAGES[experiment.stage]
+    start = load_start(Path(start_bundle), stage, frozen_dtype=np.float32, seed=0)
+    tx = make_optimizer(experiment.optimizer, experiment.train.steps)
+    store = Store(run / "checkpoints")
+    try:
+        return store.restore(init_state(start.trainable, tx)).state
+    finally:
+        store.close()
+
+
+def rows(run):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run)]
+
+
+def assert_same_run(one, other, experiment):
+    assert rows(one) == rows(other)
+    states = [state_of(run, experiment, experiment.bundle) for run in (one, other)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+@pytest.mark.parametrize("kind", ["toy", pytest.param("real", marks=pytest.mark.slow)])
+def test_resumed_equals_uninterrupted(experiment, tmp_path, kind, request):
+    request.getfixturevalue(kind)
+    six = changed(experiment, train__steps=6)
+    assert train(six, tmp_path / "straight", progress=False) == (6, True)
+    assert train(experiment, tmp_path / "parts", progress=False) == (3, True)
+    assert train(six, tmp_path / "parts", progress=False) == (6, True)
+    assert_same_run(tmp_path / "straight", tmp_path / "parts", six)
+    written = rows(tmp_path / "straight")
+    assert [row["step"] for row in written] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "grad_norm", "learning_rate", "skipped"} <= written[0].keys()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_and_saves(toy, experiment, tmp_path, monkeypatch, number):
+    write = MetricsLog.write
+
+    def write_and_stop(self, step, metrics):
+        write(self, step, metrics)
+        if step == 2:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(MetricsLog, "write", write_and_stop)
+    outcome = train(changed(experiment, train__steps=9), tmp_path / "run", progress=False)
+    assert outcome == (3, False)
+    assert signal.getsignal(number) is before
+    assert int(state_of(tmp_path / "run", experiment, experiment.bundle).step) == 3
+
+
+@pytest.mark.slow
+def test_pictures_and_videos_take_turns(experiment, clips, tmp_path):
+    both = changed(experiment, stage="stage2", data__videos=str(clips), train__steps=4)
+    assert train(both, tmp_path / "run", progress=False).finished
+    assert all(np.isfinite(row["loss"]) for row in rows(tmp_path / "run"))
+
+
+def test_each_kind_of_batch_has_its_own_step(experiment, clips, tmp_path, monkeypatch):
+    seen = []
+
+    def build_step(experiment, config, tokenizer, tx, mode):
+        step = make_train_step(toy_loss, tx, ema_decay=0.9)
+
+        def counted(state, frozen, batch, key):
+            seen.append((mode, batch["pixels"].shape[:2]))
+            return step(state, frozen, batch, key)
+
+        return counted
+
+    monkeypatch.setattr(loop, "build_step", build_step)
+    both = changed(experiment, stage="stage2", data__videos=str(clips), train__steps=4)
+    train(both, tmp_path / "run", progress=False)
+    assert sorted(seen) == 2 * [("stills", (2, 1))] + 2 * [("video", (1, 2))]
+
+
+@pytest.mark.slow
+def test_base_trains_without_style(experiment, tmp_path):
+    base = changed(experiment, stage="base", train__steps=1)
+    assert train(base, tmp_path / "run", progress=False).finished
+    _, params = load_bundle(experiment.bundle, expected=parameter_shapes)
+    _, trained = runs.merged(tmp_path / "run", "last")
+    moved = {name for name in params if not np.array_equal(params[name], trained[name])}
+    assert moved and moved <= set(weights.select(params, STAGES["base"].trainable))
+
+
+def test_a_changed_config_is_refused(experiment, tmp_path):
+    run = tmp_path / "run"
+    runs.claim(run, experiment, "hash")
+    runs.claim(run, changed(experiment, train__steps=5), "hash")
+    with pytest.raises(ConfigError, match=r"train.seed was 0, is now 1"):
+        runs.claim(run, changed(experiment, train__seed=1, train__steps=5), "hash")
+    with pytest.raises(ConfigError, match=r"train.steps was 5, is now 3"):
+        runs.claim(run, experiment, "hash")
+    with pytest.raises(ConfigError, match="the content of the bundle .* is another"):
+        runs.claim(run, changed(experiment, train__steps=5), "other")
+    cosine = changed(experiment, optimizer__schedule="cosine")
+    runs.claim(tmp_path / "cosine", cosine, "hash")
+    with pytest.raises(ConfigError, match="train.steps"):
+        runs.claim(tmp_path / "cosine", changed(cosine, train__steps=5), "hash")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(ConfigError, match="exists and is no run"):
+        runs.claim(tmp_path / "other", experiment, "hash")
+
+
+def test_an_adapter_from_scratch_begins_at_the_text_attention(small_bundle, tmp_path, monkeypatch):
+    config, params = load_bundle(small_bundle, expected=parameter_shapes)
+    base = tmp_path / "base"
+    with BundleWriter(base, config) as writer:
+        for name, value in params.items():
+            if part_of(name) != "adapter":
+                writer.add(name, value)
+    start = load_start(base, STAGES["stage1"], frozen_dtype=np.float32, seed=0)
+    assert set(start.trainable) == set(weights.select(params, weights.ADAPTER))
+    for name, value in start.trainable.items():
+        if "_style/kernel" in name:
+            np.testing.assert_array_equal(value, params[name.replace("_style", "")])
+        if "norm_style" in name:
+            np.testing.assert_array_equal(value, float(name.endswith("scale")))
+    with pytest.raises(CheckpointError, match="has no adapter, which this stage uses"):
+        load_start(base, STAGES["stage2"], frozen_dtype=np.float32, seed=0)
+
+
+def test_a_loss_that_stays_nan_ends_the_run_and_keeps_the_checkpoint(
+    toy, experiment, tmp_path, monkeypatch, capfd
+):
+    run = tmp_path / "run"
+    train(changed(experiment, train__steps=2), run, progress=False)
+    healthy = state_of(run, experiment, experiment.bundle)
+    load = loop.load_start
+
+    def broken(*args, **kwargs):
+        start = load(*args, **kwargs)
+        poison = {name: value * np.nan for name, value in start.frozen.items() if "unet" in name}
+        return start._replace(frozen={**start.frozen, **poison})
+
+    monkeypatch.setattr(loop, "load_start", broken)
+    worse = changed(experiment, train__steps=20, train__max_skipped=10)
+    with pytest.raises(TrainingError, match="not finite in 10 steps in a row, the last is 12"):
+        train(worse, run, progress=False)
+    kept = state_of(run, experiment, experiment.bundle)
+    jax.tree.map(np.testing.assert_array_equal, kept, healthy)
+    skipped = read_metrics(run, "skipped.jsonl")
+    assert [row["step"] for row in skipped] == list(range(3, 13))
+    assert all(len(row["index"]) == 2 for row in skipped)
+    assert "step 3 skipped: loss nan, records [" in capfd.readouterr().err
+
+
+def test_a_mistake_in_the_data_leaves_no_run(experiment, tmp_path):
+    with pytest.raises(DataError, match="there is no file or folder"):
+        train(changed(experiment, data__images="nowhere"), tmp_path / "run", progress=False)
+    with pytest.raises(ConfigError, match="data.height must be a multiple of 2"):
+        train(changed(experiment, data__height=9), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_data_ends_the_run_with_a_line_and_a_checkpoint(toy, experiment, pictures, tmp_path):
+    folder, run = tmp_path / "some", tmp_path / "run"
+    shutil.copytree(pictures, folder)
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.txt").write_text("a thing")
+    strict = changed(
+        experiment, data__images=str(folder), data__max_bad_rate=0.0, train__seed=2, train__steps=9
+    )
+    with pytest.raises(DataError, match="cannot be used, more than the share of 0"):
+        train(strict, run, progress=False)
+    done = len(rows(run))
+    assert done > 0
+    assert int(state_of(run, strict, strict.bundle).step) == done
+
+
+def test_merged_run_is_a_bundle(toy, experiment, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    train(changed(experiment, train__steps=2), run, progress=False)
+    runs.write_bundle(run, out, which="last")
+    _, params = load_bundle(experiment.bundle, expected=parameter_shapes)
+    _, trained = load_bundle(out, expected=parameter_shapes, verify="hash")
+    state = state_of(run, experiment, experiment.bundle)
+    for name, value in params.items():
+        np.testing.assert_array_equal(trained[name], state.trainable.get(name, value))
+    _, average = runs.merged(run)
+    name = "adapter/image_context_model/latents"
+    name = name if name in state.ema else next(iter(state.ema))
+    np.testing.assert_array_equal(average[name], state.ema[name])
+    pytest.importorskip("torch", reason="PyTorch's files need PyTorch")
+    (path,) = runs.export_run(run, tmp_path / "original", ["adapter"])
+    assert [file.name for file in path.parent.iterdir()] == ["adapter_v1.pth"]
+
+
+@pytest.mark.slow
+def test_killed_equals_uninterrupted(experiment, tmp_path):
+    steps = changed(experiment, train__steps=50, train__save_every=5)
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from stylecrafter_jax.config import from_dict\n"
+        "from stylecrafter_jax.train.experiment import Experiment\n"
+        f"def get_config():\n    return from_dict(Experiment, {to_dict(steps)!r})\n"
+    )
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from stylecrafter_jax.train.experiment import load_experiment\n"
+        "from stylecrafter_jax.train.loop import train\n"
+        "train(load_experiment(Path(sys.argv[1])), Path(sys.argv[2]), progress=False)\n"
+    )
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+    def begin(run):
+        return subprocess.Popen([sys.executable, "-c", code, config, run], env=env)
+
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert begin(straight).wait() == 0
+    process = begin(killed)
+    deadline = time.monotonic() + 300
+    while len(read_metrics(killed)) < 20 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 20 <= len(read_metrics(killed)) < 50
+    assert begin(killed).wait() == 0
+    assert_same_run(straight, killed, steps)

@@ -1,0 +1,114 @@
+"""The loss on a small model: it falls, drops what it should, and differentiates what trains."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from stylecrafter_jax import params as weights
+from stylecrafter_jax.config import ScheduleConfig
+from stylecrafter_jax.diffusion.schedules import make_schedule
+from stylecrafter_jax.tokenizer import Tokenizer
+from stylecrafter_jax.train.experiment import STAGES
+from stylecrafter_jax.train.objective import denoising, encode, snr_weight
+from stylecrafter_jax.train.step import init_state, make_train_step
+
+KEY = jax.random.key(0)
+# The claims hold for any program; this one compiles fastest.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+@pytest.fixture(scope="module")
+def make_loss(nets):
+    features = functools.partial(
+        encode, nets[0], scale_factor=1.0, image_size=224, empty_ids=Tokenizer.load()([""])
+    )
+
+    # The batch's text has five tokens, so the empty prompt's are cut to as many.
+    def short(params, batch, key):
+        seen = features(params, batch, key)
+        return seen._replace(uncond=seen.uncond[:, :5])
+
+    def make(**options):
+        schedule = make_schedule(ScheduleConfig())
+        return denoising(nets[0], schedule, short, **{"mode": "image", **options})
+
+    return make
+
+
+def test_loss_falls_on_a_constant_batch(nets, make_loss, batch):
+    params = nets[1]
+    trainable = weights.select(params, STAGES["base"].trainable)
+    frozen = {name: value for name, value in params.items() if name not in trainable}
+    step = make_train_step(make_loss(), optax.adam(3e-3), ema_decay=0.9)
+    step = jax.jit(step.__wrapped__, compiler_options=QUICK)
+    state, losses = init_state(trainable, optax.adam(3e-3)), []
+    for _ in range(24):
+        # Always the same noise and timestep, so that losses can be compared.
+        state, metrics = step(state._replace(step=jnp.zeros((), jnp.int32)), frozen, batch, KEY)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_rows_that_drop_their_style_are_the_base_model(nets, make_loss, batch):
+    loss, params = jax.jit(make_loss(), compiler_options=QUICK), nets[1]
+    all_rows = jnp.ones(4, bool)
+    dropped, _ = loss(params, {**batch, "drop_style": all_rows}, KEY)
+    without, _ = loss(params, {k: v for k, v in batch.items() if k != "image"}, KEY)
+    styled, _ = loss(params, {**batch, "drop_style": ~all_rows}, KEY)
+    np.testing.assert_allclose(dropped, without, rtol=1e-6)
+    assert abs(float(styled) - float(without)) > 1e-4 * float(without)
+
+
+def test_rows_that_drop_their_text_do_not_see_it(nets, make_loss, batch):
+    loss, params = jax.jit(make_loss(), compiler_options=QUICK), nets[1]
+    flags = {"drop_text": jnp.ones(4, bool)}
+    one, _ = loss(params, {**batch, **flags}, KEY)
+    other, _ = loss(params, {**batch, **flags, "text": 2.0 * batch["text"]}, KEY)
+    np.testing.assert_array_equal(one, other)
+    kept, _ = loss(params, {**batch, "drop_text": ~flags["drop_text"]}, KEY)
+    assert float(kept) != float(one)
+
+
+def test_frozen_kernels_get_no_gradient(nets, make_loss, batch):
+    """Counted in the lowered program, before any optimisation removes what is unused."""
+    params, loss = nets[1], make_loss()
+
+    def work(pattern):
+        trainable = weights.select(params, pattern) if pattern else {}
+        frozen = {name: value for name, value in params.items() if name not in trainable}
+
+        def value(trainable):
+            return loss({**frozen, **trainable}, batch, KEY)[0]
+
+        function = jax.grad(value) if pattern else value
+        jaxpr = jax.make_jaxpr(function)(trainable)
+        return str(jaxpr).count("conv_general_dilated["), len(jaxpr.out_avals), len(trainable)
+
+    forward = work("")[0]
+    adapter, outputs, trainable = work(STAGES["stage1"].trainable)
+    everything = work(r"^unet/|^adapter/")[0]
+    kernels = sum(w.ndim >= 4 for name, w in params.items() if name.startswith("unet/"))
+    assert kernels > 5
+    assert outputs == trainable
+    # Of a convolution the backward pass needs one more for its input, and one for its kernel.
+    assert adapter <= 2 * forward
+    assert everything - adapter >= kernels
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [("x0", (4.0, 0.25)), ("eps", (0.25, 1.0)), ("v", (4.0 / 17.0, 0.2))],
+)
+def test_min_snr_weights_by_hand(prediction, expected):
+    """alpha_bar = 16/17 has snr 16, cut to gamma 4; alpha_bar = 1/5 has snr 1/4."""
+    schedule = make_schedule(ScheduleConfig(prediction=prediction))
+    table = np.where(np.arange(schedule.timesteps) < 500, 16 / 17, 1 / 5)
+    schedule = dataclasses.replace(schedule, alpha_bar=table)
+    got = snr_weight(schedule, jnp.array([0, 900]), 4.0)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    np.testing.assert_array_equal(snr_weight(schedule, jnp.array([0, 900]), None), [1.0, 1.0])
