@@ -141,7 +141,7 @@ def run(out: Path, *, bundle: Path, seconds: float, seed: int) -> int:
     """Trains, writes the bundle, generates a video and a contact sheet; returns 0."""
     print(
         f"No trained model ships with this version yet. Training a tiny one for {seconds:.0f} s "
-        "(plus compiling): it will make moving blobs in the reference's colours, nothing better."
+        "(plus compiling): it will make blobs in roughly the reference's colours, nothing better."
     )
     config, params = train(seconds, seed)
     with BundleWriter(bundle, config, overwrite=True) as writer:
