@@ -1,6 +1,7 @@
 """A run's metrics: one JSON object a line, and TensorBoard."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
 
 class MetricsLog:
     """Appends metrics to `RUN/metrics.jsonl` in full precision, and to `RUN/tensorboard`.
+
+    JSON has no NaN and no infinity: a value that is not finite is written as null.
 
     Args:
         run: the run's folder.
@@ -29,14 +32,14 @@ class MetricsLog:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes one line; it is on disk when this returns."""
-        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._metrics.write(_line({"step": step, **metrics}))
         self._metrics.flush()
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
 
     def write_skipped(self, step: int, loss: float, index: list[int]) -> None:
         """Notes a step whose update was skipped, and which records were in its batch."""
-        self._skipped.write(json.dumps({"step": step, "loss": loss, "index": index}) + "\n")
+        self._skipped.write(_line({"step": step, "loss": loss, "index": index}))
         self._skipped.flush()
 
     def close(self) -> None:
@@ -55,8 +58,16 @@ def read_metrics(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def _line(row: Mapping[str, Any]) -> str:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
 def _keep_until(path: Path, step: int) -> None:
     rows = [row for row in read_metrics(path.parent, path.name) if row["step"] <= step]
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.write_text("".join(_line(row) for row in rows), encoding="utf-8")
     os.replace(partial, path)
