@@ -110,9 +110,7 @@ class StyleCrafter:
         missing = sorted({"unet", "vae", "text_encoder"} - {part_of(name) for name in params})
         if missing:
             raise CheckpointError(f"{bundle} cannot generate: it has no {', '.join(missing)}")
-        folder = Path(bundle) / "tokenizer"
-        length = config.clip.text.context_length
-        tokenizer = Tokenizer.load(folder if folder.is_dir() else None, context_length=length)
+        tokenizer = Tokenizer.in_bundle(bundle, config.clip.text.context_length)
         return cls(config, params, tokenizer, **settings)
 
     def __call__(

@@ -75,6 +75,12 @@ class Tokenizer:
         start, end = (_special(backend, names, source) for names in (START, END))
         return cls(backend, start, end, context_length)
 
+    @classmethod
+    def in_bundle(cls, bundle: str | Path, context_length: int) -> "Tokenizer":
+        """Returns the tokenizer of a bundle; of one that brings none, the embedded merges."""
+        folder = Path(bundle) / "tokenizer"
+        return cls.load(folder if folder.is_dir() else None, context_length)
+
     @property
     def vocab_size(self) -> int:
         """The largest id plus one: the rows that the text encoder's embedding must have."""

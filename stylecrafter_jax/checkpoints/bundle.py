@@ -247,6 +247,11 @@ def load_bundle(
     return config, params
 
 
+def manifest_hash(path: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of a bundle's manifest, which lists the hashes of all its files."""
+    return _sha256(Path(path) / "manifest.json")
+
+
 def parts_of(manifest: Manifest) -> list[str]:
     """Returns the parts that a bundle has."""
     held = {part_of(name) for record in manifest.values() for name in record.tensors}

@@ -10,7 +10,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from stylecrafter_jax.checkpoints.bundle import parts_of, read_config, read_manifest
+from stylecrafter_jax.checkpoints.bundle import (
+    manifest_hash,
+    parts_of,
+    read_config,
+    read_manifest,
+)
 from stylecrafter_jax.commands.batches import Todo, make_results
 from stylecrafter_jax.generate import StyleCrafter, default_dtype
 from stylecrafter_jax.jobs import (
@@ -79,7 +84,7 @@ def _described(
     check_requests(requests, styled=styled)
     hashes = check_entries([job.entry for job in jobs])
     model = {
-        "manifest_sha256": sha256(bundle / "manifest.json"),
+        "manifest_sha256": manifest_hash(bundle),
         "dtype": args.dtype or default_dtype().name,
         "param_dtype": args.param_dtype,
         "start": None if args.start is None else sha256(args.start),

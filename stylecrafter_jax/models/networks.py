@@ -18,7 +18,6 @@ from stylecrafter_jax.models.style import ScaleEncoder, StyleTransformer
 from stylecrafter_jax.models.unet_video import (
     Remat,
     UNetVideo,
-    dual_attention_names,
     unet_context_kv,
 )
 from stylecrafter_jax.models.vae_image import Decode, Encode, posterior
@@ -63,7 +62,7 @@ def networks(
             float32 and so are the CLIP towers.
         remat: what the UNet computes again in the backward pass; see `REMAT_POLICIES`.
     """
-    adapter, layers = config.adapter, len(dual_attention_names(config.unet))
+    adapter, layers = config.adapter, config.unet.dual_layers
     unet_module = UNetVideo(
         config=config.unet,
         fusion=adapter.fusion,

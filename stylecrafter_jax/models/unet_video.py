@@ -162,7 +162,7 @@ class UNetVideo(nn.Module, kw_only=True):
         kv: Sequence[ContextKV] | None = None,
     ) -> Float[Array, "b f h w o"]:
         plan = unet_plan(self.config)
-        layers = len(dual_attention_names(self.config))
+        layers = self.config.dual_layers
         if style_scale is not None and style_scale.shape[1] < layers:
             raise ValueError(f"style_scale: wanted {layers} layers, got {style_scale.shape[1]}")
         emb = self.embedding(t, fps)

@@ -45,8 +45,8 @@ def encode(
 ) -> Features:
     """Returns the features of a batch; none of them passes a gradient.
 
-    A batch holds `pixels` (uint8 b f h w 3), `ids` and perhaps `style` (uint8 b r s s 3), or what
-    `stylecrafter data encode` made of them: `mean` and `logvar` of the latents, `text`, `image`.
+    A batch holds `pixels` (uint8 b f h w 3), `ids` and perhaps `style` (uint8 b r s s 3), or their
+    features, computed beforehand: `mean` and `logvar` of the latents, `text`, `image`.
 
     Args:
         nets: the networks.

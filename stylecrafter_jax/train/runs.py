@@ -23,6 +23,7 @@ from stylecrafter_jax import params as weights
 from stylecrafter_jax.checkpoints.bundle import (
     BundleWriter,
     load_bundle,
+    manifest_hash,
     part_of,
     read_manifest,
 )
@@ -35,7 +36,6 @@ from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.train.experiment import STAGES, Experiment, differences
 from stylecrafter_jax.train.optimizer import make_optimizer
-from stylecrafter_jax.train.start import manifest_hash
 from stylecrafter_jax.train.step import init_state
 
 RUN_FILE = "run.json"

@@ -1,6 +1,5 @@
 """The weights a run starts from: a bundle's, and fresh ones for parts that it trains anew."""
 
-import hashlib
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -13,6 +12,7 @@ from jax.typing import DTypeLike
 from stylecrafter_jax import params as weights
 from stylecrafter_jax.checkpoints.bundle import (
     load_bundle,
+    manifest_hash,
     part_of,
     parts_of,
     read_config,
@@ -69,10 +69,7 @@ def load_start(bundle: Path, stage: Stage, *, frozen_dtype: DTypeLike, seed: int
     params |= initialise(config, params, missing, seed)
     trainable = weights.select(params, stage.trainable)
     frozen = {name: value for name, value in params.items() if name not in trainable}
-    folder = bundle / "tokenizer"
-    tokenizer = Tokenizer.load(
-        folder if folder.is_dir() else None, context_length=config.clip.text.context_length
-    )
+    tokenizer = Tokenizer.in_bundle(bundle, config.clip.text.context_length)
     return Start(
         config,
         {name: jnp.asarray(value, jnp.float32) for name, value in trainable.items()},
@@ -80,11 +77,6 @@ def load_start(bundle: Path, stage: Stage, *, frozen_dtype: DTypeLike, seed: int
         tokenizer,
         manifest_hash(bundle),
     )
-
-
-def manifest_hash(bundle: Path) -> str:
-    """Returns the SHA-256 of a bundle's manifest."""
-    return hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
 
 
 def initialise(config: ModelConfig, params: Params, missing: Collection[str], seed: int) -> Params:
