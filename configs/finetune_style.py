@@ -10,10 +10,18 @@ Command, and then a bundle for `stylecrafter generate`:
     stylecrafter train configs/finetune_style.py --out runs/mine \
         --set bundle=bundles/stylecrafter data.images=my_pictures
     stylecrafter merge runs/mine bundles/mine
+For samples on the way, add to --set:
+        samples.every=100 'samples.styles=["my_pictures/one.jpg"]'
 """
 
 from stylecrafter_jax.data.transforms import Drop
-from stylecrafter_jax.train.experiment import DataConfig, Experiment, OptimizerConfig, TrainConfig
+from stylecrafter_jax.train.experiment import (
+    DataConfig,
+    Experiment,
+    OptimizerConfig,
+    SampleConfig,
+    TrainConfig,
+)
 
 
 def get_config() -> Experiment:
@@ -31,4 +39,8 @@ def get_config() -> Experiment:
         ),
         optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=50, clip_norm=1.0),
         train=TrainConfig(steps=1_000, save_every=200, log_every=10, ema_decay=0.99),
+        # Without a style, samples would be those of the base model, which stays as it is.
+        samples=SampleConfig(
+            prompts=("A lighthouse on a rocky coast.", "A portrait of an old sailor."),
+        ),
     )

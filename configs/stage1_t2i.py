@@ -16,10 +16,18 @@ device: the batch goes through it in 16 parts of 16 pictures. Nobody has measure
 Command:
     stylecrafter train configs/stage1_t2i.py --out runs/stage1 \
         --set bundle=bundles/videocrafter data.images=data/styled
+and, for samples on the way in styles of yours:
+        samples.every=1000 'samples.styles=["painting.jpg"]'
 """
 
 from stylecrafter_jax.data.transforms import Drop
-from stylecrafter_jax.train.experiment import DataConfig, Experiment, OptimizerConfig, TrainConfig
+from stylecrafter_jax.train.experiment import (
+    DataConfig,
+    Experiment,
+    OptimizerConfig,
+    SampleConfig,
+    TrainConfig,
+)
 
 
 def get_config() -> Experiment:
@@ -37,4 +45,8 @@ def get_config() -> Experiment:
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.01),
         train=TrainConfig(steps=40_000, accumulate=16),
+        # Without a style, samples would be those of the base model, which stays as it is.
+        samples=SampleConfig(
+            prompts=("A lighthouse on a rocky coast.", "A wolf walking through the forest."),
+        ),
     )

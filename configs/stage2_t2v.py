@@ -15,9 +15,17 @@ device: 8 clips or 128 pictures go through it in 8 parts. Nobody has measured th
 Command:
     stylecrafter train configs/stage2_t2v.py --out runs/stage2 \
         --set bundle=bundles/stage1 data.images=data/styled data.videos=data/webvid.csv
+Samples without a style are made on the way; for styles of yours, add:
+        'samples.styles=["painting.jpg"]'
 """
 
-from stylecrafter_jax.train.experiment import DataConfig, Experiment, OptimizerConfig, TrainConfig
+from stylecrafter_jax.train.experiment import (
+    DataConfig,
+    Experiment,
+    OptimizerConfig,
+    SampleConfig,
+    TrainConfig,
+)
 
 
 def get_config() -> Experiment:
@@ -39,4 +47,8 @@ def get_config() -> Experiment:
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule="linear", decay_steps=20_000),
         train=TrainConfig(steps=20_000, accumulate=8, remat="full"),
+        samples=SampleConfig(
+            every=1_000,
+            prompts=("A wolf walking stealthily through the forest.", "Waves at a rocky coast."),
+        ),
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from stylecrafter_jax.commands import data, train
+from stylecrafter_jax.commands import data, new, train
 from stylecrafter_jax.commands.interruptible import EXIT_INTERRUPTED
 
 EXIT_ERROR = 1
@@ -22,6 +22,22 @@ Standard output gets the path of each result, one a line; everything else goes t
 Beside each result stands a JSON file with everything that decides its pixels. Run the same again
 after a stop, and what is there already is not made again. The same seed and index give the same
 result: result i of a list (counted from 0) is that of its prompt alone with --index i.
+"""
+
+EVALUATE_NOTES = """metrics:
+  clip_text            mean cosine of prompt and frames
+  clip_style           mean cosine of frames and the mean of the references
+  clip_temp            mean cosine of adjacent frames
+  warping_correct      squared difference along the optical flow, mean over colours
+  warping_evalcrafter  the same as EvalCrafter's code computes it: another scale and mask
+  dino_style           as clip_style, with the embeddings of --dino
+
+Run the same again after a stop: what is made is not made again, and what is measured with the same
+settings is not measured again. DIR/items.jsonl has each video's values; metrics.md, metrics.json
+and sheet.png are the result. Intervals are bootstrapped over prompts.
+
+example:
+  stylecrafter evaluate --bundle bundle --list eval_video_gen_example.json --out evaluation
 """
 
 
@@ -61,8 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands)
+    _add_evaluate(commands)
     _add_convert(commands)
     data.add_parser(commands)
+    new.add_parser(commands)
     train.add_parser(commands)
     _add_inspect(commands)
     _add_demo(commands)
@@ -99,25 +117,33 @@ def _add_generate(commands) -> None:
     add("--index", type=int, default=0, metavar="N", help="random index of the first result (0)")
     add("--start", type=Path, metavar="VIDEO", help="a video or picture to start from")
     add("--strength", type=float, metavar="X", help="share of the noise put on the start (1)")
-    add = parser.add_argument_group("size; the model's own unless given").add_argument
-    add("--height", type=int, metavar="PIXELS")
-    add("--width", type=int, metavar="PIXELS")
-    add("--frames", type=int, metavar="N")
-    add("--fps", type=int, metavar="N", help="playback speed")
-    add("--condition-fps", type=int, metavar="N", help="speed told to models that take one")
+    _add_size(parser)
     _add_sampling(parser)
     add = parser.add_argument_group("output").add_argument
     add("--out", type=Path, metavar="PATH", help="a file, or a folder (outputs)")
     add("--format", metavar="F", help="mp4 gif webp frames sheet (mp4); png jpg webp (png)")
     add("--overwrite", action="store_true", help="replace results that are in the way")
     add("--quiet", action="store_true", help="nothing but warnings and errors on standard error")
+    _add_speed(parser)
+    parser.set_defaults(run=_generate)
+
+
+def _add_size(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("size; the model's own unless given").add_argument
+    add("--height", type=int, metavar="PIXELS")
+    add("--width", type=int, metavar="PIXELS")
+    add("--frames", type=int, metavar="N")
+    add("--fps", type=int, metavar="N", help="playback speed")
+    add("--condition-fps", type=int, metavar="N", help="speed told to models that take one")
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("speed and memory").add_argument
     add("--batch-size", type=int, default=1, metavar="N", help="results at a time (1)")
     add("--dtype", choices=("float32", "bfloat16"), help="to compute in (bfloat16; CPU float32)")
     add("--param-dtype", choices=("float32", "bfloat16"), help="to hold weights in (as stored)")
     add("--decode-chunk", type=int, metavar="N", help="frames decoded at a time (4)")
     add("--decode-tile", type=int, metavar="N", help="side of a tile in latents, for large frames")
-    parser.set_defaults(run=_generate)
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -148,6 +174,36 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def _float_or_none(text: str) -> float | str:
     return "none" if text == "none" else float(text)
+
+
+def _add_evaluate(commands) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure videos of a list: CLIP scores, warping error",
+        description="Generates a list's videos, or takes finished ones, and measures them.",
+        epilog=EVALUATE_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("what to measure").add_argument
+    add("--bundle", type=Path, required=True, metavar="DIR", help="the model, and CLIP to measure")
+    add("--list", type=Path, required=True, metavar="JSON", help="prompts and style images")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of videos and results")
+    add("--videos", type=Path, metavar="DIR", help="finished videos, 0000.mp4 and so on, instead")
+    add("--metrics", metavar="A,B", help="names of the table below (all that are possible)")
+    add("--flow", metavar="MODULE:FUNCTION", help="optical flow (OpenCV's dense inverse search)")
+    add("--dino", metavar="MODULE:FUNCTION", help="images to embeddings, for dino_style")
+    add("--quiet", action="store_true", help="nothing but warnings and errors on standard error")
+    add = parser.add_argument_group("what to make").add_argument
+    add("--image", action="store_true", help="make pictures: one frame, temporal layers off")
+    add("--samples", type=int, default=1, metavar="N", help="results per prompt (1)")
+    add("--seed", type=int, metavar="N", help="0 to 4294967295 (123)")
+    add("--index", type=int, default=0, metavar="N", help="random index of the first result (0)")
+    add("--format", choices=("mp4", "frames"), help="frames loses nothing (mp4; pictures png)")
+    add("--overwrite", action="store_true", help="replace results that are in the way")
+    _add_size(parser)
+    _add_sampling(parser)
+    _add_speed(parser)
+    parser.set_defaults(run=_evaluate)
 
 
 def _add_convert(commands) -> None:
@@ -188,6 +244,11 @@ def _add_inspect(commands) -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--quick", action="store_true", help="do not compute hashes")
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    add = parser.add_argument_group("how strongly a bundle's model applies a style").add_argument
+    add("--scales", action="store_true", help="the predicted scale of every layer instead")
+    add("--prompts", nargs="+", metavar="P", help="prompts, or text files of one a line")
+    add("--styles", nargs="+", type=Path, metavar="IMAGE", help="style images")
+    add("--out", type=Path, metavar="DIR", help="draw them in DIR/scales.png")
     parser.set_defaults(run=_inspect)
 
 
@@ -204,6 +265,12 @@ def _add_demo(commands) -> None:
 
 def _generate(args: argparse.Namespace) -> int:
     from stylecrafter_jax.commands.generate import run
+
+    return run(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from stylecrafter_jax.commands.evaluate import run
 
     return run(args)
 

@@ -45,6 +45,8 @@ class UNetConfig:
         temporal_conv: temporal convolutions after every residual block.
         tempspatial_aware: their first two kernels are 3x3x3 instead of 3x1x1.
         fps_cond: frames per second are embedded and added to the time embedding.
+        norm_groups: of every group norm, 32 in the original; a group of one channel would forget
+            how bright the picture is, so narrow models have fewer.
 
     Source: StyleCrafter, lvdm/modules/networks/openaimodel3d.py, UNetModel.
     """
@@ -73,6 +75,7 @@ class UNetConfig:
     addition_attention: bool = True
     temporal_transformer_depth: int = 1
     fps_cond: bool = False
+    norm_groups: int = 32
 
     def __post_init__(self):
         _require(
@@ -84,11 +87,7 @@ class UNetConfig:
             "unet: addition_attention needs num_head_channels, got -1",
         )
         for mult in self.channel_mult:
-            channels = mult * self.model_channels
-            _require(
-                channels % 32 == 0,
-                f"unet: channels must be multiples of 32 (group norm), got {channels}",
-            )
+            _divides("unet channels", mult * self.model_channels, "norm_groups", self.norm_groups)
 
     def heads(self, channels: int) -> tuple[int, int]:
         """Returns (number of heads, width of a head) of an attention over `channels`."""
@@ -157,7 +156,15 @@ class AdapterConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """The KL autoencoder of latent diffusion, and the factor between its latents and the UNet's."""
+    """The KL autoencoder of latent diffusion, and the factor between its latents and the UNet's.
+
+    Attributes:
+        norm_groups: as in `UNetConfig`.
+        patch_size: squares of so many pixels are folded into channels before the encoder, and out
+            of them after the decoder; 1 in the original. Fewer stages then have to be learnt, and
+            the decoder knows where in a square it is (as in Wan 2.2's and LTX-Video's
+            autoencoders).
+    """
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -170,11 +177,17 @@ class AutoencoderConfig:
     double_z: bool = True
     embed_dim: int = 4
     scale_factor: float = 0.18215
+    norm_groups: int = 32
+    patch_size: int = 1
+
+    def __post_init__(self):
+        for mult in self.ch_mult:
+            _divides("vae channels", mult * self.ch, "norm_groups", self.norm_groups)
 
     @property
     def downsampling(self) -> int:
         """Pixels per latent along one side."""
-        return 2 ** (len(self.ch_mult) - 1)
+        return self.patch_size * 2 ** (len(self.ch_mult) - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,14 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ftfy
 import numpy as np
 import tokenizers
 from jaxtyping import Int32
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, trainers
 
 START = ("<|startoftext|>", "<start_of_text>")
 END = ("<|endoftext|>", "<end_of_text>")
@@ -80,6 +80,38 @@ class Tokenizer:
         """Returns the tokenizer of a bundle; of one that brings none, the embedded merges."""
         folder = Path(bundle) / "tokenizer"
         return cls.load(folder if folder.is_dir() else None, context_length)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, context_length: int = 77) -> "Tokenizer":
+        """Returns a tokenizer of CLIP's kind whose byte pairs are those most frequent in `texts`.
+
+        Args:
+            texts: captions.
+            vocab_size: at most so many ids: 512 of bytes, two markers, the rest of pairs.
+            context_length: number of ids per prompt.
+
+        Raises:
+            ValueError: `vocab_size` leaves no room for pairs.
+        """
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        words = [*alphabet, *(symbol + "</w>" for symbol in alphabet)]
+        markers = [START[1], END[1]]
+        room = vocab_size - len(words) - len(markers)
+        if room < 1:
+            least = vocab_size - room + 1
+            raise ValueError(f"vocab_size must be at least {least}, got {vocab_size}")
+        learned = _byte_pairs({word: i for i, word in enumerate(words)}, [])
+        trainer = trainers.BpeTrainer(  # which knows no symbol at the end of a word beforehand
+            vocab_size=vocab_size,
+            initial_alphabet=alphabet,
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        )
+        learned.train_from_iterator((_clean(text) for text in texts), trainer)
+        pairs = [tuple(pair) for pair in json.loads(learned.to_str())["model"]["merges"]][:room]
+        vocab = [*words, *("".join(pair) for pair in pairs), *markers]
+        backend = _byte_pairs({word: i for i, word in enumerate(vocab)}, pairs)
+        return cls(backend, len(vocab) - 2, len(vocab) - 1, context_length)
 
     @property
     def vocab_size(self) -> int:

@@ -111,7 +111,7 @@ def test_wrong_settings_are_named(cls, values, message):
         ),
         (
             lambda: UNetConfig(model_channels=48),
-            "channels must be multiples of 32 (group norm), got 48",
+            "unet channels 48 is not a multiple of norm_groups 32",
         ),
         (
             lambda: TextTowerConfig(width=100, heads=16),

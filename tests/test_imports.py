@@ -19,6 +19,7 @@ LONGEST = 400
 # An area that is not listed may reach everything but the tops.
 REACHES = {
     "config": set(),
+    "config_file": {"config"},
     "params": set(),
     "programs": set(),
     "progress": set(),
@@ -43,11 +44,12 @@ PLACES = {
     "flax": r"models/.*",
     "transformers": r"models/clip",
     "torch": r"checkpoints/torch_files",
+    "cv2": r"metrics/flow",
     "tensorflow": r"(?!)",
     "tensorflow_datasets": r"data/.*",
 }
 # Not needed, or slow to import: only inside the functions that use them.
-INSIDE_FUNCTIONS = ("torch", "tensorflow", "tensorflow_datasets")
+INSIDE_FUNCTIONS = ("torch", "cv2", "tensorflow", "tensorflow_datasets")
 
 
 class Import(NamedTuple):

@@ -252,6 +252,21 @@ def manifest_hash(path: str | os.PathLike[str]) -> str:
     return _sha256(Path(path) / "manifest.json")
 
 
+def part_hash(path: str | os.PathLike[str], part: str) -> str | None:
+    """Returns the SHA-256 of a part's names, dtypes, shapes and values; None if it is absent.
+
+    Unlike its files' hashes, it does not depend on the files that the part is split into.
+    """
+    manifest, digest, tensors = read_manifest(path), hashlib.sha256(), {}
+    for name in manifest:
+        if _holds(manifest[name], [part]):
+            tensors |= read_safetensors(Path(path) / name)
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest() if tensors else None
+
+
 def parts_of(manifest: Manifest) -> list[str]:
     """Returns the parts that a bundle has."""
     held = {part_of(name) for record in manifest.values() for name in record.tensors}

@@ -1,4 +1,4 @@
-"""`stylecrafter data`: look at training data, and pack it into shards."""
+"""`stylecrafter data`: look at training data, pack it into shards, or encode it."""
 
 import argparse
 import dataclasses
@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stylecrafter_jax.commands import encode
+from stylecrafter_jax.commands.encode import refusals, written
 from stylecrafter_jax.data.captions import RULES
 
 if TYPE_CHECKING:  # the parser is built for every command, so the readers are imported when used
     from stylecrafter_jax.data.sources import Source
     from stylecrafter_jax.data.transforms import Pictures, Transform
 
-SHOWN_REFUSALS = 20
 SOURCE_HELP = (
     "a folder of pictures or videos, a CSV or JSONL table, a .tar or ArrayRecord file or a folder "
     "of them, or tfds:NAME"
@@ -21,8 +22,8 @@ SOURCE_HELP = (
 
 
 def add_parser(commands) -> None:
-    """Adds `data inspect` and `data pack` to the subcommands."""
-    data = commands.add_parser("data", help="look at training data, pack it")
+    """Adds `data inspect`, `data pack` and `data encode` to the subcommands."""
+    data = commands.add_parser("data", help="look at training data, pack it, encode it")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     parser = actions.add_parser("inspect", help="counts, sizes, problems, a contact sheet")
     add = parser.add_argument
@@ -49,6 +50,7 @@ def add_parser(commands) -> None:
     add("--no-decode", action="store_true", help="do not look into the files, only at captions")
     add("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_pack)
+    encode.add_parser(actions)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +64,12 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(args: argparse.Namespace) -> "Source":
+    from stylecrafter_jax.data.features import is_features
+    from stylecrafter_jax.data.records import DataError
     from stylecrafter_jax.data.sources import open_source
 
+    if is_features(args.source):
+        raise DataError(f"{args.source} holds features, not pictures or videos")
     return open_source(
         args.source,
         captions=args.captions,
@@ -134,7 +140,7 @@ def _pack(args: argparse.Namespace) -> int:
     """Packs, and says what was refused and why."""
     from tqdm import tqdm
 
-    from stylecrafter_jax.data.pack import REFUSED_FILE, Requirements, pack
+    from stylecrafter_jax.data.pack import Requirements, pack
 
     source = _open(args)
     requirements = Requirements(
@@ -152,13 +158,5 @@ def _pack(args: argparse.Namespace) -> int:
             threads=args.threads,
             progress=bar.update,
         )
-    for name, reason in report.refused[:SHOWN_REFUSALS]:
-        print(f"refused {name}: {reason}")
-    if len(report.refused) > SHOWN_REFUSALS:
-        print(f"refused {len(report.refused) - SHOWN_REFUSALS} more: {args.out / REFUSED_FILE}")
-    again = f", {report.resumed} of them made before" if report.resumed else ""
-    print(
-        f"wrote {report.packed} records ({report.bytes / 1e6:.1f} MB) in {report.shards} shards"
-        f"{again} to {args.out}; refused {len(report.refused)}"
-    )
+    print(*refusals(report, args.out), written(report, args.out), sep="\n")
     return 0

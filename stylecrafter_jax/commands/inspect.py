@@ -4,12 +4,21 @@ import argparse
 import json
 
 from stylecrafter_jax.checkpoints.describe import Description, describe
+from stylecrafter_jax.commands import scales
 from stylecrafter_jax.config import to_dict
 from stylecrafter_jax.models.networks import parameter_shapes
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a description; returns 1 if something is wrong with what was inspected."""
+    """Prints a description; returns 1 if something is wrong with what was inspected.
+
+    Raises:
+        ValueError: arguments contradict each other.
+    """
+    if args.scales:
+        return scales.run(args)
+    if args.prompts or args.styles or args.out:
+        raise ValueError("--prompts, --styles and --out belong to --scales")
     verify = "size" if args.quick else "hash"
     found = describe(args.path, expected=parameter_shapes, verify=verify)
     print(_as_json(found) if args.json else _as_text(found))

@@ -28,17 +28,8 @@ def add_parser(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("config", type=Path, help="a Python file with get_config(), such as those in configs/")
+    add_experiment(parser)
     add("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
-    add(
-        "--set",
-        dest="settings",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="replace settings, such as train.steps=10",
-    )
     add("--resume", action="store_true", help="refuse to begin anew if RUN holds no run")
     add("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_train)
@@ -48,8 +39,28 @@ def add_parser(commands) -> None:
     add("source", type=Path, metavar="RUN", help="the run's folder")
     add("out", type=Path, help="the bundle folder to write")
     add("--weights", choices=("ema", "last"), default="ema", help="the moving average, or the last")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="of all weights (what they have: float32 of those that were trained)",
+    )
     add("--overwrite", action="store_true", help="replace an existing bundle")
     parser.set_defaults(run=_merge)
+
+
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """Adds the config and `--set`, which `experiment.override` takes."""
+    add = parser.add_argument
+    add("config", type=Path, help="a Python file with get_config(), such as those in configs/")
+    add(
+        "--set",
+        dest="settings",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="replace settings, such as train.steps=10",
+    )
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -75,8 +86,11 @@ def _train(args: argparse.Namespace) -> int:
 
 def _merge(args: argparse.Namespace) -> int:
     """Writes the newest checkpoint of a run, with the bundle it started from, as a bundle."""
+    import jax.numpy as jnp
+
     from stylecrafter_jax.train.runs import write_bundle
 
-    write_bundle(args.source, args.out, which=args.weights, overwrite=args.overwrite)
+    dtype = None if args.dtype is None else jnp.dtype(args.dtype)
+    write_bundle(args.source, args.out, which=args.weights, dtype=dtype, overwrite=args.overwrite)
     print(args.out)
     return 0

@@ -3,7 +3,7 @@
 import json
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from grain.sources import ArrayRecordDataSource
 
+from stylecrafter_jax.data.features import FEATURES_FILE
 from stylecrafter_jax.data.records import (
     BadRecord,
     DataError,
@@ -30,16 +31,22 @@ _STYLE = re.compile(r"style\d*\.")
 
 
 class ArrayRecordSource:
-    """ArrayRecord shards of `records.to_bytes`, as `stylecrafter data pack` writes them.
+    """ArrayRecord shards, as `stylecrafter data pack` and `data encode` write them.
 
     Args:
         paths: the shards, or one folder of them.
+        read: bytes -> record, which has an `id`; raises `BadRecord`.
 
     Raises:
-        DataError: there is no shard, one is damaged, or packing was not finished.
+        DataError: there is no shard, one is damaged, or the folder was not finished.
     """
 
-    def __init__(self, paths: str | Path | Sequence[str | Path]):
+    def __init__(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        read: Callable[[bytes], Any] = from_bytes,
+    ):
+        self._read = read
         if isinstance(paths, str | Path):
             self.name = Path(paths).name
             paths = _shards(Path(paths))
@@ -62,13 +69,13 @@ class ArrayRecordSource:
         except BadRecord:
             return f"record {index}"
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Any:
         try:
             data = self._shards[index]
         except Exception as error:  # as above; a checksum that does not fit ends here
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise BadRecord(f"cannot read the shard: {reason}") from error
-        return from_bytes(data)
+        return self._read(data)
 
 
 class TarSource:
@@ -224,7 +231,7 @@ def _shards(path: Path) -> list[Path]:
     )
     if not found:
         raise DataError(f"{path} holds no ArrayRecord shards")
-    notes = path / PACK_FILE
-    if notes.is_file() and not json.loads(notes.read_text(encoding="utf-8")).get("complete"):
-        raise DataError(f"packing {path} was not finished; run the same command again")
+    for notes in (path / PACK_FILE, path / FEATURES_FILE):
+        if notes.is_file() and not json.loads(notes.read_text(encoding="utf-8")).get("complete"):
+            raise DataError(f"{path} was not finished; run the command that made it again")
     return found

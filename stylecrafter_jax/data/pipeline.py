@@ -42,12 +42,33 @@ class Stream:
             picklable, and draw from nothing but the generator.
         batch_size: examples per batch over all processes together.
         weight: how often its batches come, relative to the other streams' weights.
+        variants: passes of the source that show the same records in the same order; epoch e takes
+            pass e modulo this.
     """
 
     source: Source
     transform: Callable[[Any, np.random.Generator], Example]
     batch_size: int
     weight: float | int = 1
+    variants: int = 1
+
+    @property
+    def records(self) -> int:
+        """Number of records of an epoch."""
+        return len(self.source) // self.variants
+
+    def place(self, epoch: int, index: int) -> int:
+        """Returns where the source has a record for an epoch."""
+        return epoch % self.variants * self.records + index
+
+    def example(self, number: int, seed: int, epoch: int, index: int) -> Example:
+        """Returns the example that a record gives in an epoch, where this is stream `number`.
+
+        Raises:
+            BadRecord: the record cannot be used.
+        """
+        rng = np.random.default_rng([seed, number, epoch, index])
+        return self.transform(self.source[self.place(epoch, index)], rng)
 
 
 def make_batches(
@@ -104,7 +125,7 @@ def make_batches(
         "process_count": process_count,
         "shuffle": shuffle,
         "repeat": repeat,
-        "streams": [[s.source.name, len(s.source), s.batch_size, s.weight] for s in streams],
+        "streams": [[s.source.name, s.records, s.batch_size, s.weight] for s in streams],
     }
     return Batches(
         grain.MapDataset.select_from_datasets(datasets, mix),
@@ -275,15 +296,15 @@ class _Load:
 
     def __call__(self, position: int, index: int) -> tuple[Example, list[Fault]]:
         source, faults = self.stream.source, []
-        records = len(source)
+        records = self.stream.records
         own = self.shard.size(records)
         epoch = position // own
         for _ in range(min(ATTEMPTS, own)):
-            rng = np.random.default_rng([self.seed, self.number, epoch, index])
             try:
-                example = self.stream.transform(source[index], rng)
+                example = self.stream.example(self.number, self.seed, epoch, index)
             except BadRecord as error:
-                faults.append(Fault(index, source.id(index), str(error)))
+                place = self.stream.place(epoch, index)
+                faults.append(Fault(index, source.id(place), str(error)))
                 index += self.shard.count
                 index = index if index < records else self.shard.index
             else:
@@ -299,7 +320,7 @@ def _dataset(
     stream: Stream, number: int, shard: _Shard, *, seed: int, shuffle: bool, repeat: bool
 ) -> grain.MapDataset:
     """Returns the batches of one stream as (source name, faults, arrays)."""
-    records, batch_size = len(stream.source), stream.batch_size
+    records, batch_size = stream.records, stream.batch_size
     if batch_size < 1 or batch_size % shard.count:
         raise DataError(
             f"the batch size of {stream.source.name} must be a multiple of the {shard.count} "

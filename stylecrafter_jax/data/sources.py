@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from stylecrafter_jax.data import features
 from stylecrafter_jax.data.archives import ARRAY_RECORD, ArrayRecordSource, TarSource
 from stylecrafter_jax.data.folders import WEBVID_COLUMNS, FolderSource, WebVidSource
 from stylecrafter_jax.data.records import DataError
@@ -50,6 +51,7 @@ def open_source(
     | `data` | source |
     | --- | --- |
     | `tfds:NAME`, or a folder with `dataset_info.json` | `TfdsSource` |
+    | a folder with `features.json` | `ArrayRecordSource` of `FeatureRecord`s |
     | a CSV file with the columns `videoid` and `name` | `WebVidSource` |
     | another CSV or JSONL file | `FolderSource` of its folder |
     | a `.tar`, or a folder with some | `TarSource` |
@@ -73,6 +75,8 @@ def open_source(
         return TfdsSource(name, split, image=image_feature, caption=caption_feature)
     if not path.exists():
         raise DataError(f"there is no file or folder {path}")
+    if features.is_features(path):
+        return ArrayRecordSource(path, features.from_bytes)
     if path.suffix.lower() in (".csv", ".jsonl"):
         _, first = next(read_rows(path), (0, {}))
         if all(column in first for column in WEBVID_COLUMNS):

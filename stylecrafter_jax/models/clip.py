@@ -73,12 +73,40 @@ def encode_text(
     Source: StyleCrafter, lvdm/modules/encoders/condition.py, FrozenOpenCLIPEmbedder.
     """
     layers = config.text.layers - (1 if config.layer == "penultimate" else 0)
+    return _text_features(params, config, ids, layers)
+
+
+def _text_features(
+    params: Mapping[str, Any], config: CLIPConfig, ids: Int[Array, "b l"], layers: int
+) -> Float[Array, "b l d"]:
     mask = jnp.ones_like(ids)
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
     tower: Any = text_tower(config, layers)
     with jax.numpy_rank_promotion("allow"):  # Flax CLIP relies on it
         out = tower.apply({"params": params["text_model"]}, ids, mask, positions)
     return out.last_hidden_state
+
+
+def embed_text(
+    params: Mapping[str, Any], config: CLIPConfig, ids: Int[Array, "b l"], end: Int[Array, ""]
+) -> Float[Array, "b d"]:
+    """Returns the prompts in the space that CLIP shares with images, of length 1.
+
+    It is the whole tower's final norm at the first end token, projected. The original takes the
+    place of the largest id, which is the same for its vocabulary and wrong for others.
+
+    Args:
+        params: nested parameters of the text encoder.
+        config: the towers.
+        ids: what the tokenizer returned.
+        end: the tokenizer's end id; every row holds it.
+
+    Source: open_clip, src/open_clip/model.py, CLIP.encode_text with normalize=True.
+    """
+    features = _text_features(params, config, ids, config.text.layers)
+    place = jnp.argmax(ids == end, axis=1)
+    pooled = jnp.take_along_axis(features, place[:, None, None], axis=1)[:, 0]  # b d
+    return _normalised(pooled @ params["text_projection"]["kernel"])
 
 
 def encode_image(
@@ -94,10 +122,39 @@ def encode_image(
     Source: StyleCrafter, lvdm/modules/encoders/condition.py, FrozenOpenCLIPImageEmbedder with
     only_cls=False, use_proj=False.
     """
+    pooled, hidden = _image_features(params, config, pixels)
+    return jnp.concatenate([pooled[:, None], hidden[:, 1:]], axis=1)
+
+
+def _image_features(
+    params: Mapping[str, Any], config: CLIPConfig, pixels: Float[Array, "b h w 3"]
+) -> tuple[Float[Array, "b c"], Float[Array, "b n c"]]:
     tower: Any = vision_tower(config)
     with jax.numpy_rank_promotion("allow"):
         out = tower.apply({"params": params["vision_model"]}, pixels)
-    return jnp.concatenate([out.pooler_output[:, None], out.last_hidden_state[:, 1:]], axis=1)
+    return out.pooler_output, out.last_hidden_state
+
+
+def embed_image(
+    params: Mapping[str, Any], config: CLIPConfig, pixels: Float[Array, "b h w 3"]
+) -> Float[Array, "b d"]:
+    """Returns images in the space that CLIP shares with texts, of length 1.
+
+    It is the class token after the last norm, projected.
+
+    Args:
+        params: nested parameters of the image encoder.
+        config: the towers.
+        pixels: normalised pixels of the tower's own size.
+
+    Source: open_clip, src/open_clip/model.py, CLIP.encode_image with normalize=True.
+    """
+    pooled, _ = _image_features(params, config, pixels)
+    return _normalised(pooled @ params["visual_projection"]["kernel"])
+
+
+def _normalised(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def init_params(config: CLIPConfig, key: Array) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 RESNET_EPSILON = 1e-5
 TRANSFORMER_EPSILON = 1e-6
+NORM_GROUPS = 32
 PER_FRAME = (-3, -2, -1)  # normalise over h, w and the channels of a group
 JOINT = (-4, -3, -2, -1)  # and over the frames as well
 
@@ -39,9 +40,10 @@ class EmbeddingMLP(nn.Module, kw_only=True):
 
 
 class GroupNorm(nn.Module, kw_only=True):
-    """GroupNorm with 32 groups and float32 statistics, optionally followed by SiLU."""
+    """GroupNorm with float32 statistics, optionally followed by SiLU."""
 
     epsilon: float
+    groups: int = NORM_GROUPS
     axes: tuple[int, ...] = PER_FRAME
     silu: bool = False
     dtype: DTypeLike = jnp.float32
@@ -52,7 +54,7 @@ class GroupNorm(nn.Module, kw_only=True):
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
         x = x.astype(jnp.float32)
-        groups = rearrange(x, "... (g k) -> ... g k", g=32)
+        groups = rearrange(x, "... (g k) -> ... g k", g=self.groups)
         # Axis -1 of x is the axis pair (g, k); statistics run over k and the other axes named.
         axes = tuple(axis - 1 for axis in self.axes if axis != -1) + (-1,)
         mean = groups.mean(axes, keepdims=True)
@@ -109,6 +111,7 @@ class TemporalConv(nn.Module, kw_only=True):
     """
 
     spatial: bool
+    norm_groups: int = NORM_GROUPS
     dtype: DTypeLike
 
     @nn.compact
@@ -119,7 +122,12 @@ class TemporalConv(nn.Module, kw_only=True):
         h = x
         for name, index, kernel in (*layers, ("conv4", 3, (3, 1, 1))):
             norm = GroupNorm(
-                epsilon=RESNET_EPSILON, axes=JOINT, silu=True, dtype=self.dtype, name=f"{name}.0"
+                epsilon=RESNET_EPSILON,
+                groups=self.norm_groups,
+                axes=JOINT,
+                silu=True,
+                dtype=self.dtype,
+                name=f"{name}.0",
             )
             padding = [(size // 2, size // 2) for size in kernel]
             h = nn.Conv(
@@ -138,6 +146,7 @@ class ResBlock(nn.Module, kw_only=True):
     resample: Literal["none", "up", "down"] = "none"
     use_scale_shift_norm: bool = False
     temporal_conv: Literal["none", "time", "space_time"] = "none"
+    norm_groups: int = NORM_GROUPS
     dtype: DTypeLike
 
     @nn.compact
@@ -153,9 +162,17 @@ class ResBlock(nn.Module, kw_only=True):
                 name=name,
             )
 
+        def norm(name, silu=True):
+            return GroupNorm(
+                epsilon=RESNET_EPSILON,
+                groups=self.norm_groups,
+                silu=silu,
+                dtype=self.dtype,
+                name=name,
+            )
+
         resample = {"none": lambda y: y, "up": upsample_nearest, "down": average_pool}
-        norm_in = GroupNorm(epsilon=RESNET_EPSILON, silu=True, dtype=self.dtype, name="in_layers.0")
-        h = conv("in_layers.2")(resample[self.resample](norm_in(x)))
+        h = conv("in_layers.2")(resample[self.resample](norm("in_layers.0")(x)))
         x = resample[self.resample](x)
 
         width = self.out_channels * (2 if self.use_scale_shift_norm else 1)
@@ -163,18 +180,20 @@ class ResBlock(nn.Module, kw_only=True):
         emb = rearrange(emb, "b c -> b 1 1 1 c")
         if self.use_scale_shift_norm:
             scale, shift = jnp.split(emb, 2, axis=-1)
-            norm_out = GroupNorm(epsilon=RESNET_EPSILON, dtype=self.dtype, name="out_layers.0")
-            h = nn.silu(norm_out(h) * (1.0 + scale) + shift)
+            h = nn.silu(norm("out_layers.0", silu=False)(h) * (1.0 + scale) + shift)
         else:
-            norm_out = GroupNorm(
-                epsilon=RESNET_EPSILON, silu=True, dtype=self.dtype, name="out_layers.0"
-            )
-            h = norm_out(h + emb)
+            h = norm("out_layers.0")(h + emb)
         h = conv("out_layers.3")(h)
         skip = x if x.shape[-1] == self.out_channels else conv("skip_connection", 1)(x)
         h = skip + h
         if self.temporal_conv != "none" and temporal:
             spatial = self.temporal_conv == "space_time"
             # The original's spelling.
-            h = TemporalConv(spatial=spatial, dtype=self.dtype, name="temopral_conv")(h)
+            over_time = TemporalConv(
+                spatial=spatial,
+                norm_groups=self.norm_groups,
+                dtype=self.dtype,
+                name="temopral_conv",
+            )
+            h = over_time(h)
         return h

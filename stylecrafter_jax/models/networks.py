@@ -33,6 +33,8 @@ class Networks(NamedTuple):
         context_kv: (params, text, style) -> keys and values for `unet(kv=...)`.
         encode_text: (params, ids) -> text tokens.
         encode_image: (params, pixels) -> image tokens; pixels as the tower wants them.
+        embed_text: (params, ids, end id) -> one vector per prompt, in the space shared with images.
+        embed_image: (params, pixels) -> one vector per image, in the space shared with texts.
         style_tokens: (params, image tokens, weights per token or None) -> style tokens.
         style_scale: (params, style tokens, text tokens, style weight) -> factor on the style branch
             per video and layer: weight * adapter.scale * (1 + predicted offset).
@@ -44,6 +46,8 @@ class Networks(NamedTuple):
     context_kv: Callable[..., list[ContextKV]]
     encode_text: Callable[[Params, Array], Array]
     encode_image: Callable[[Params, Array], Array]
+    embed_text: Callable[[Params, Array, Array], Array]
+    embed_image: Callable[[Params, Array], Array]
     style_tokens: Callable[..., Array]
     style_scale: Callable[..., Array]
     vae_encode: Callable[[Params, Array], tuple[Array, Array]]
@@ -87,6 +91,14 @@ def networks(
         tree = weights.nest(weights.part(params, "image_encoder"))
         return clip.encode_image(tree, config.clip, pixels)
 
+    def embed_text(params, ids: Int[Array, "b l"], end: Int[Array, ""]):
+        tree = weights.nest(weights.part(params, "text_encoder"))
+        return clip.embed_text(tree, config.clip, ids, end)
+
+    def embed_image(params, pixels: Float[Array, "b h w 3"]):
+        tree = weights.nest(weights.part(params, "image_encoder"))
+        return clip.embed_image(tree, config.clip, pixels)
+
     def style_tokens(params, tokens, token_weights=None):
         module = StyleTransformer(config=adapter.image_context, dtype=dtype)
         own = weights.part(params, "adapter/image_context_model")
@@ -113,6 +125,8 @@ def networks(
         context_kv,
         encode_text,
         encode_image,
+        embed_text,
+        embed_image,
         style_tokens,
         style_scale,
         vae_encode,

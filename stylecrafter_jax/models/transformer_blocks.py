@@ -15,7 +15,7 @@ from stylecrafter_jax.models.attention import (
     SelfAttention,
     TemporalAttention,
 )
-from stylecrafter_jax.models.layers import JOINT, TRANSFORMER_EPSILON, GroupNorm
+from stylecrafter_jax.models.layers import JOINT, NORM_GROUPS, TRANSFORMER_EPSILON, GroupNorm
 
 
 class LayerNorm(nn.LayerNorm):
@@ -86,6 +86,7 @@ class SpatialTransformer(nn.Module, kw_only=True):
     layer: int
     fusion: Literal["dual", "attach"]
     use_norm: bool
+    norm_groups: int = NORM_GROUPS
     dtype: DTypeLike
 
     @nn.compact
@@ -99,7 +100,10 @@ class SpatialTransformer(nn.Module, kw_only=True):
     ) -> Float[Array, "b f h w c"]:
         height, channels = x.shape[2], x.shape[-1]
         residual = x
-        x = GroupNorm(epsilon=TRANSFORMER_EPSILON, dtype=self.dtype, name="norm")(x)
+        norm = GroupNorm(
+            epsilon=TRANSFORMER_EPSILON, groups=self.norm_groups, dtype=self.dtype, name="norm"
+        )
+        x = norm(x)
         x = _project(x, self.heads * self.head_dim, self.use_linear, 2, self.dtype, "proj_in")
         x = rearrange(x, "b f h w c -> b f (h w) c")
         for depth in range(self.depth):
@@ -167,6 +171,7 @@ class TemporalTransformer(nn.Module, kw_only=True):
     use_linear: bool
     relative: int | None
     self_attention_only: bool
+    norm_groups: int = NORM_GROUPS
     dtype: DTypeLike
 
     @nn.compact
@@ -179,7 +184,13 @@ class TemporalTransformer(nn.Module, kw_only=True):
     ) -> Float[Array, "b f h w c"]:
         b, frames, height, width, channels = x.shape
         residual = x
-        norm = GroupNorm(epsilon=TRANSFORMER_EPSILON, axes=JOINT, dtype=self.dtype, name="norm")
+        norm = GroupNorm(
+            epsilon=TRANSFORMER_EPSILON,
+            groups=self.norm_groups,
+            axes=JOINT,
+            dtype=self.dtype,
+            name="norm",
+        )
         x = rearrange(norm(x), "b f h w c -> (b h w) f c")
         x = _project(x, self.heads * self.head_dim, self.use_linear, 1, self.dtype, "proj_in")
         if self.self_attention_only:

@@ -190,7 +190,14 @@ class UNetVideo(nn.Module, kw_only=True):
         h = run(plan.middle, h)
         for block in plan.output:
             h = run(block, jnp.concatenate([h, skips.pop()], axis=-1))
-        h = GroupNorm(epsilon=RESNET_EPSILON, silu=True, dtype=self.dtype, name="out.0")(h)
+        norm = GroupNorm(
+            epsilon=RESNET_EPSILON,
+            groups=self.config.norm_groups,
+            silu=True,
+            dtype=self.dtype,
+            name="out.0",
+        )
+        h = norm(h)
         h = nn.Conv(self.config.out_channels, (3, 3), padding=1, dtype=self.dtype, name="out.2")(h)
         return h.astype(jnp.float32)
 
@@ -252,6 +259,7 @@ class UNetVideo(nn.Module, kw_only=True):
             resample={"res": "none", "res_up": "up", "res_down": "down"}[layer.kind],
             use_scale_shift_norm=config.use_scale_shift_norm,
             temporal_conv=time_kind if has_time else "none",
+            norm_groups=config.norm_groups,
             dtype=self.dtype,
             name=name,
         )
@@ -261,7 +269,8 @@ class UNetVideo(nn.Module, kw_only=True):
         """Runs one spatial or temporal transformer; the latter is skipped in image mode."""
         config = self.config
         heads, head_dim = config.heads(layer.channels)
-        size = {"heads": heads, "head_dim": head_dim, "dtype": self.dtype, "name": layer.name}
+        size = {"heads": heads, "head_dim": head_dim, "norm_groups": config.norm_groups}
+        size |= {"dtype": self.dtype, "name": layer.name}
         if layer.kind == "spatial":
             block = self.rematerialised(SpatialTransformer)(
                 depth=config.transformer_depth,

@@ -8,9 +8,13 @@ from jaxtyping import Array, Float
 
 from stylecrafter_jax.config import AutoencoderConfig
 from stylecrafter_jax.models.attention import attention
-from stylecrafter_jax.models.layers import GroupNorm, upsample_nearest
+from stylecrafter_jax.models.layers import NORM_GROUPS, GroupNorm, upsample_nearest
 
 EPSILON = 1e-6
+
+
+def _norm(groups: int, dtype: DTypeLike, name: str, silu: bool = False) -> GroupNorm:
+    return GroupNorm(epsilon=EPSILON, groups=groups, silu=silu, dtype=dtype, name=name)
 
 
 def _conv(channels: int, kernel: int, dtype: DTypeLike, name: str) -> nn.Conv:
@@ -24,12 +28,13 @@ class ResnetBlock(nn.Module, kw_only=True):
     """
 
     channels: int
+    norm_groups: int = NORM_GROUPS
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         def norm(name):
-            return GroupNorm(epsilon=EPSILON, silu=True, dtype=self.dtype, name=name)
+            return _norm(self.norm_groups, self.dtype, name, silu=True)
 
         h = _conv(self.channels, 3, self.dtype, "conv1")(norm("norm1")(x))
         h = _conv(self.channels, 3, self.dtype, "conv2")(norm("norm2")(h))
@@ -41,12 +46,13 @@ class ResnetBlock(nn.Module, kw_only=True):
 class AttnBlock(nn.Module, kw_only=True):
     """Self-attention over all positions with one head; projections are 1x1 convolutions."""
 
+    norm_groups: int = NORM_GROUPS
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         height, c = x.shape[1], x.shape[-1]
-        h = GroupNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(x)
+        h = _norm(self.norm_groups, self.dtype, "norm")(x)
         q, k, v = (
             rearrange(_conv(c, 1, self.dtype, name)(h), "b h w c -> b (h w) 1 c") for name in "qkv"
         )
@@ -57,14 +63,15 @@ class AttnBlock(nn.Module, kw_only=True):
 class Middle(nn.Module, kw_only=True):
     """Residual block, attention, residual block."""
 
+    norm_groups: int = NORM_GROUPS
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        c = x.shape[-1]
-        x = ResnetBlock(channels=c, dtype=self.dtype, name="block_1")(x)
-        x = AttnBlock(dtype=self.dtype, name="attn_1")(x)
-        return ResnetBlock(channels=c, dtype=self.dtype, name="block_2")(x)
+        c, shared = x.shape[-1], {"norm_groups": self.norm_groups, "dtype": self.dtype}
+        x = ResnetBlock(channels=c, name="block_1", **shared)(x)
+        x = AttnBlock(name="attn_1", **shared)(x)
+        return ResnetBlock(channels=c, name="block_2", **shared)(x)
 
 
 class Encoder(nn.Module, kw_only=True):
@@ -79,16 +86,18 @@ class Encoder(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         config = self.config
-        resolution = config.resolution
+        resolution = config.resolution // config.patch_size
+        shared = {"norm_groups": config.norm_groups, "dtype": self.dtype}
+        x = rearrange(
+            x, "b (h p) (w q) c -> b h w (p q c)", p=config.patch_size, q=config.patch_size
+        )
         x = _conv(config.ch, 3, self.dtype, "conv_in")(x)
         for level, mult in enumerate(config.ch_mult):
             for i in range(config.num_res_blocks):
-                block = ResnetBlock(
-                    channels=mult * config.ch, dtype=self.dtype, name=f"down.{level}.block.{i}"
-                )
-                x = block(x)
+                name = f"down.{level}.block.{i}"
+                x = ResnetBlock(channels=mult * config.ch, name=name, **shared)(x)
                 if resolution in config.attn_resolutions:
-                    x = AttnBlock(dtype=self.dtype, name=f"down.{level}.attn.{i}")(x)
+                    x = AttnBlock(name=f"down.{level}.attn.{i}", **shared)(x)
             if level != len(config.ch_mult) - 1:
                 # The original pads on the right and below only.
                 padding = ((0, 1), (0, 1))
@@ -97,8 +106,8 @@ class Encoder(nn.Module, kw_only=True):
                     x.shape[-1], (3, 3), strides=2, padding=padding, dtype=self.dtype, name=name
                 )(x)
                 resolution //= 2
-        x = Middle(dtype=self.dtype, name="mid")(x)
-        x = GroupNorm(epsilon=EPSILON, silu=True, dtype=self.dtype, name="norm_out")(x)
+        x = Middle(name="mid", **shared)(x)
+        x = _norm(config.norm_groups, self.dtype, "norm_out", silu=True)(x)
         width = config.z_channels * (2 if config.double_z else 1)
         return _conv(width, 3, self.dtype, "conv_out")(x)
 
@@ -116,22 +125,25 @@ class Decoder(nn.Module, kw_only=True):
     def __call__(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         config = self.config
         last = len(config.ch_mult) - 1
-        resolution = config.resolution // 2**last
+        resolution = config.resolution // config.downsampling
+        shared = {"norm_groups": config.norm_groups, "dtype": self.dtype}
         x = _conv(config.ch_mult[-1] * config.ch, 3, self.dtype, "conv_in")(z)
-        x = Middle(dtype=self.dtype, name="mid")(x)
+        x = Middle(name="mid", **shared)(x)
         for level in range(last, -1, -1):
             channels = config.ch_mult[level] * config.ch
             for i in range(config.num_res_blocks + 1):
                 name = f"up.{level}.block.{i}"
-                x = ResnetBlock(channels=channels, dtype=self.dtype, name=name)(x)
+                x = ResnetBlock(channels=channels, name=name, **shared)(x)
                 if resolution in config.attn_resolutions:
-                    x = AttnBlock(dtype=self.dtype, name=f"up.{level}.attn.{i}")(x)
+                    x = AttnBlock(name=f"up.{level}.attn.{i}", **shared)(x)
             if level:
                 x = rearrange(upsample_nearest(x[:, None]), "b 1 h w c -> b h w c")
                 x = _conv(channels, 3, self.dtype, f"up.{level}.upsample.conv")(x)
                 resolution *= 2
-        x = GroupNorm(epsilon=EPSILON, silu=True, dtype=self.dtype, name="norm_out")(x)
-        return _conv(config.out_ch, 3, self.dtype, "conv_out")(x)
+        x = _norm(config.norm_groups, self.dtype, "norm_out", silu=True)(x)
+        p = config.patch_size
+        x = _conv(config.out_ch * p * p, 3, self.dtype, "conv_out")(x)
+        return rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)
 
 
 class Encode(nn.Module, kw_only=True):

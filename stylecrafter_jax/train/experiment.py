@@ -4,17 +4,21 @@ import dataclasses
 import difflib
 import json
 import math
-import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from stylecrafter_jax.config import ConfigError, from_dict, to_dict
+from stylecrafter_jax.config_file import call_in_file
 from stylecrafter_jax.data.transforms import Drop
+from stylecrafter_jax.diffusion.guidance import Guidance
+from stylecrafter_jax.diffusion.samplers import SAMPLERS
 from stylecrafter_jax.models.unet_video import Mode, Remat
-from stylecrafter_jax.params import ADAPTER, TEMPORAL
+from stylecrafter_jax.options import LAST_SEED, Options
+from stylecrafter_jax.params import ADAPTER, PARTS, TEMPORAL
 
-StageName = Literal["base", "stage1", "stage2", "joint"]
+StageName = Literal["autoencoder", "clip", "base", "stage1", "stage2", "joint"]
+Goal = Literal["reconstruction", "contrast", "denoising"]
 
 
 def _in_range(
@@ -35,20 +39,45 @@ class Stage:
         image_mode: how batches of pictures are seen; None: the stage has none.
         video_mode: how batches of videos are seen; None: the stage has none.
         styled: batches come with style references.
+        goal: which loss.
+        parts: of the model that the stage uses, trained or frozen.
     """
 
     trainable: str
     image_mode: Mode | None
     video_mode: Mode | None
     styled: bool
+    goal: Goal = "denoising"
+    parts: tuple[str, ...] = PARTS
 
 
+# `autoencoder` and `clip` train what all others keep frozen; a released model brings both.
 # Stage 1 trains the adapter on pictures, stage 2 the temporal transformers on videos and on stills
 # packed as clips (paper, sec. 4.1). `base` trains the text-to-video model itself, `joint` adapter
 # and temporal transformers at once (paper, Table 5).
 STAGES: dict[StageName, Stage] = {
+    "autoencoder": Stage(
+        trainable=r"^vae/",
+        image_mode="image",
+        video_mode=None,
+        styled=False,
+        goal="reconstruction",
+        parts=("vae",),
+    ),
+    "clip": Stage(
+        trainable=r"^(text|image)_encoder/",
+        image_mode="image",
+        video_mode=None,
+        styled=False,
+        goal="contrast",
+        parts=("text_encoder", "image_encoder"),
+    ),
     "base": Stage(
-        trainable=r"^unet/(?!.*_style/)", image_mode="image", video_mode="video", styled=False
+        trainable=r"^unet/(?!.*_style/)",
+        image_mode="image",
+        video_mode="video",
+        styled=False,
+        parts=("unet", "vae", "text_encoder"),
     ),
     "stage1": Stage(trainable=ADAPTER, image_mode="image", video_mode=None, styled=True),
     "stage2": Stage(trainable=TEMPORAL, image_mode="stills", video_mode="video", styled=True),
@@ -92,14 +121,21 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Options of the denoising loss; the defaults are the original's plain one."""
+    """Options of the losses; the defaults of the denoising loss are the original's plain one.
+
+    Attributes:
+        min_snr_gamma: see `objective.denoising`; likewise `noise_offset`.
+        kl_weight: see `encoder_losses.reconstruction`.
+    """
 
     min_snr_gamma: float | None = None
     noise_offset: float = 0.0
+    kl_weight: float = 1e-4
 
     def __post_init__(self):
         _in_range("loss.min_snr_gamma", self.min_snr_gamma, 1e-30)
         _in_range("loss.noise_offset", self.noise_offset, 0)
+        _in_range("loss.kl_weight", self.kl_weight, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,6 +233,44 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What a run generates on its way; it changes nothing of what is trained.
+
+    Attributes:
+        every: steps between samples; 0 makes none.
+        prompts: each is shown in each of the styles.
+        styles: paths of style images; without any, the samples have no style.
+        steps: of the sampler; this, `sampler`, `guidance`, `seed`, `height` and `width` are those
+            of `options.Options`.
+        frames: 1 makes pictures; None is the model's own length in runs on videos, else 1.
+        use_ema: sample from the moving average, not from the last weights.
+    """
+
+    every: int = 0
+    prompts: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+    steps: int = Options.steps
+    sampler: str = Options.sampler
+    guidance: Guidance | None = None
+    seed: int = Options.seed
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    use_ema: bool = True
+
+    def __post_init__(self):
+        _in_range("samples.every", self.every, 0)
+        for name in ("steps", "height", "width", "frames"):
+            _in_range(f"samples.{name}", getattr(self, name), 1)
+        _in_range("samples.seed", self.seed, 0, LAST_SEED)
+        if self.sampler not in SAMPLERS:
+            known = ", ".join(SAMPLERS)
+            raise ConfigError(f"samples.sampler must be one of {known}, got {self.sampler!r}")
+        if self.every and not self.prompts:
+            raise ConfigError("samples.every is set but samples.prompts is empty")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One run.
 
@@ -212,6 +286,7 @@ class Experiment:
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    samples: SampleConfig = SampleConfig()
 
     def __post_init__(self):
         if self.stage not in STAGES:
@@ -221,6 +296,10 @@ class Experiment:
             raise ConfigError(f"{self.stage} trains on pictures alone; data.videos must be null")
         if not data.images and not data.videos:
             raise ConfigError("there is nothing to train on: set data.images or data.videos")
+        if self.samples.every and stage.goal != "denoising":
+            raise ConfigError(f"{self.stage} generates nothing; samples.every must be 0")
+        if self.samples.styles and not stage.styled:
+            raise ConfigError(f"{self.stage} trains without style; samples.styles must be empty")
         for source, name in ((data.images, "image_batch"), (data.videos, "video_batch")):
             if source and getattr(data, name) % parts:
                 raise ConfigError(
@@ -234,19 +313,7 @@ def load_experiment(path: Path) -> Experiment:
     Raises:
         ConfigError: there is no such file, it fails, or it gives something else.
     """
-    if not path.is_file():
-        raise ConfigError(f"there is no config file {path}")
-    try:
-        experiment = runpy.run_path(str(path))["get_config"]()
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    except KeyError as error:
-        raise ConfigError(f"{path}: there is no {error}; wanted get_config()") from error
-    except Exception as error:  # a user's file may fail in any way; the message is one line
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(experiment, Experiment):
-        raise ConfigError(f"{path}: get_config() gave a {type(experiment).__name__}")
-    return experiment
+    return call_in_file(path, "get_config", Experiment)
 
 
 def override(experiment: Experiment, assignments: Sequence[str]) -> Experiment:

@@ -1,7 +1,6 @@
-"""A training run from start to end: build, restore, iterate, log, save."""
+"""A training run from start to end: build, restore, iterate, log, sample, save."""
 
 import contextlib
-import functools
 import math
 import signal
 import sys
@@ -18,23 +17,22 @@ import optax
 from tqdm import tqdm
 
 from stylecrafter_jax.checkpoints.store import Store
-from stylecrafter_jax.config import ConfigError, ModelConfig
 from stylecrafter_jax.data.device import DeviceBatches
 from stylecrafter_jax.data.pipeline import make_batches
 from stylecrafter_jax.data.records import DataError
-from stylecrafter_jax.diffusion.schedules import make_schedule
-from stylecrafter_jax.models.networks import networks
 from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.params import Params
-from stylecrafter_jax.tokenizer import Tokenizer
-from stylecrafter_jax.train.experiment import STAGES, DataConfig, Experiment
+from stylecrafter_jax.train.experiment import STAGES, Experiment
+from stylecrafter_jax.train.feature_fit import check_features
+from stylecrafter_jax.train.goals import make_loss
 from stylecrafter_jax.train.metrics_log import MetricsLog
-from stylecrafter_jax.train.objective import denoising, encode
+from stylecrafter_jax.train.objective import are_pictures
 from stylecrafter_jax.train.optimizer import learning_rate, make_optimizer
 from stylecrafter_jax.train.runs import CHECKPOINTS, claim
-from stylecrafter_jax.train.start import load_start
+from stylecrafter_jax.train.samples import SAMPLES, Sampler, make_sampler
+from stylecrafter_jax.train.start import Start, load_start
 from stylecrafter_jax.train.step import TrainState, init_state, make_train_step
-from stylecrafter_jax.train.streams import make_streams
+from stylecrafter_jax.train.streams import check_size, make_streams
 
 REFUSED = "refused.jsonl"
 Step = Callable[[TrainState, Params, dict[str, Any], jax.Array], tuple[TrainState, Any]]
@@ -69,7 +67,11 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
     stage, settings, data = STAGES[experiment.stage], experiment.train, experiment.data
     frozen_dtype = jnp.dtype(settings.frozen_dtype)
     start = load_start(
-        Path(experiment.bundle), stage, frozen_dtype=frozen_dtype, seed=settings.seed
+        Path(experiment.bundle),
+        stage,
+        frozen_dtype=frozen_dtype,
+        seed=settings.seed,
+        encoders=not check_features(experiment),
     )
     check_size(data, start.config)
     batches = make_batches(
@@ -79,10 +81,11 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
         threads=data.threads,
         max_bad_rate=data.max_bad_rate,
     )
+    sampler = make_sampler(experiment, start, run)
     claim(run, experiment, start.manifest)
     tx = make_optimizer(experiment.optimizer, settings.steps)
     picture_step, video_step = (
-        None if mode is None else build_step(experiment, start.config, start.tokenizer, tx, mode)
+        None if mode is None else build_step(experiment, start, tx, mode)
         for mode in (stage.image_mode, stage.video_mode)
     )
     state = init_state(start.trainable, tx)
@@ -103,7 +106,9 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
         bar = stack.enter_context(
             tqdm(total=settings.steps, initial=done, unit="step", disable=not progress)
         )
-        loop = _Loop(experiment, start.frozen, picture_step, video_step, ahead, store, log, bar)
+        loop = _Loop(
+            experiment, start.frozen, picture_step, video_step, sampler, ahead, store, log, bar
+        )
         done = loop.iterate(state, done, stop)
     refused = batches.ledger.summary()
     if refused:
@@ -111,41 +116,11 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
     return Outcome(done, done >= settings.steps)
 
 
-def check_size(data: DataConfig, config: ModelConfig) -> None:
-    """Refuses a target size that the model's grids do not divide."""
-    for name, value in (("height", data.height), ("width", data.width)):
-        if value % config.size_multiple:
-            raise ConfigError(
-                f"data.{name} must be a multiple of {config.size_multiple} for this model, got "
-                f"{value}"
-            )
-
-
 def build_step(
-    experiment: Experiment,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    tx: optax.GradientTransformation,
-    mode: Mode,
+    experiment: Experiment, start: Start, tx: optax.GradientTransformation, mode: Mode
 ) -> Step:
     """Returns the jitted step of an experiment for batches that the UNet sees in `mode`."""
-    settings = experiment.train
-    nets = networks(config, jnp.dtype(settings.compute_dtype), settings.remat)
-    features = functools.partial(
-        encode,
-        nets,
-        scale_factor=config.vae.scale_factor,
-        image_size=config.clip.vision.image_size,
-        empty_ids=tokenizer([""]),
-    )
-    loss = denoising(
-        nets,
-        make_schedule(config.schedule),
-        features,
-        mode=mode,
-        min_snr_gamma=experiment.loss.min_snr_gamma,
-        noise_offset=experiment.loss.noise_offset,
-    )
+    settings, loss = experiment.train, make_loss(experiment, start, mode)
     return make_train_step(loss, tx, ema_decay=settings.ema_decay, accumulate=settings.accumulate)
 
 
@@ -156,6 +131,7 @@ class _Loop(NamedTuple):
     frozen: Params
     picture_step: Step | None
     video_step: Step | None
+    sampler: Sampler | None
     batches: DeviceBatches
     store: Store
     log: MetricsLog
@@ -174,7 +150,7 @@ class _Loop(NamedTuple):
                 self._save(done, state, watch, saved)
                 raise
             index = batch.pop("index")
-            step = self.picture_step if batch["pixels"].shape[1] == 1 else self.video_step
+            step = self.picture_step if are_pictures(batch) else self.video_step
             assert step is not None, "the experiment allows only sources that its stage can use"
             state, metrics = step(state, self.frozen, batch, key)
             done += 1
@@ -189,6 +165,8 @@ class _Loop(NamedTuple):
             # A checkpoint that is due at a step that was skipped waits for the next healthy one.
             if last or done // settings.save_every > saved // settings.save_every:
                 saved = self._save(done, state, watch, saved)
+            if self.sampler and done % self.sampler.every == 0 and not stopped:
+                self._sample(self.sampler, done, state, watch)
             self.bar.update()
             if stopped:
                 break
@@ -202,6 +180,19 @@ class _Loop(NamedTuple):
             return saved
         self.store.save(done, state, self.batches.get_state(), watch.mean_loss())
         return done
+
+    def _sample(self, sampler: Sampler, done: int, state: TrainState, watch: "_Watch") -> None:
+        """Writes samples; a full disk, full memory or overflow there is no reason to end a run."""
+        watch.settle()
+        begun = time.perf_counter()
+        weights = state.ema if self.experiment.samples.use_ema else state.trainable
+        try:
+            grid = sampler(done, {**self.frozen, **weights})
+            self.log.write_image(done, SAMPLES, grid)
+        except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            tqdm.write(f"step {done}: no samples: {reason}", file=sys.stderr)
+        watch.leave_out(time.perf_counter() - begun)
 
 
 class _Watch:
@@ -257,6 +248,11 @@ class _Watch:
         now = time.perf_counter()
         (before, step), self._since = self._since, (now, self._last)
         return {**self._values, "seconds": (now - before) / max(1, self._last - step)}
+
+    def leave_out(self, seconds: float) -> None:
+        """Does not count time that was spent on something else than steps."""
+        begun, step = self._since
+        self._since = (begun + seconds, step)
 
     def mean_loss(self) -> float:
         """Returns the mean loss of the healthy steps since the last call."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
 METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
@@ -41,6 +43,10 @@ class MetricsLog:
         """Notes a step whose update was skipped, and which records were in its batch."""
         self._skipped.write(_line({"step": step, "loss": loss, "index": index}))
         self._skipped.flush()
+
+    def write_image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Shows an image in TensorBoard."""
+        self._board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flushes and closes everything."""

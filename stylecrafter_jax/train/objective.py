@@ -16,6 +16,11 @@ from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.train.step import Batch, Loss, Metrics
 
+ENCODED = ("mean", "logvar", "text", "image")
+# Frozen values hold the text tokens of the empty prompt (1 l d) under this name, since no step
+# changes them; like every name outside the parts, no network reads it.
+EMPTY_TEXT = "empty_prompt/text"
+
 
 class Features(NamedTuple):
     """What a batch comes to once the frozen encoders have seen it.
@@ -41,39 +46,63 @@ def encode(
     *,
     scale_factor: float,
     image_size: int,
-    empty_ids: Int[np.ndarray, "1 l"],
 ) -> Features:
     """Returns the features of a batch; none of them passes a gradient.
 
-    A batch holds `pixels` (uint8 b f h w 3), `ids` and perhaps `style` (uint8 b r s s 3), or their
-    features, computed beforehand: `mean` and `logvar` of the latents, `text`, `image`.
+    A batch holds what `encoded` takes, or what it returned, computed beforehand. What is drawn here
+    does not depend on which of the two it is.
 
     Args:
         nets: the networks.
-        params: all parameters.
+        params: all parameters, and `EMPTY_TEXT`.
         batch: see above.
         key: for the autoencoder's posterior, which the original samples.
         scale_factor: between the autoencoder's latents and the UNet's.
         image_size: side of the image tower's input.
-        empty_ids: token ids of the empty prompt.
 
     Source: StyleCrafter, lvdm/models/ddpm3d.py, LatentDiffusion.get_first_stage_encoding.
     """
-    if "mean" in batch:
-        mean, logvar = batch["mean"], batch["logvar"]
-        text, image = batch["text"], batch.get("image")
-    else:
-        pixels = batch["pixels"].astype(jnp.float32) / 127.5 - 1.0
-        # One frame at a time over the leading axis keeps the encoder's activations small.
-        by_frame = jnp.swapaxes(pixels, 0, 1)
-        mean, logvar = jax.lax.map(lambda frame: nets.vae_encode(params, frame), by_frame)
-        mean, logvar = jnp.swapaxes(mean, 0, 1), jnp.swapaxes(logvar, 0, 1)
-        text = nets.encode_text(params, batch["ids"])
-        image = None if "style" not in batch else _references(nets, params, batch, image_size)
+    seen = batch if "mean" in batch else encoded(nets, params, batch, image_size=image_size)
+    # They may have been stored in half precision.
+    seen = {name: seen[name].astype(jnp.float32) for name in ENCODED if name in seen}
+    mean, logvar = seen["mean"], seen["logvar"]
     noise = jax.random.normal(key, mean.shape)
     x0 = scale_factor * (mean + jnp.exp(0.5 * logvar) * noise)
-    uncond = nets.encode_text(params, jnp.asarray(empty_ids))
-    return jax.lax.stop_gradient(Features(x0, text, uncond, image))
+    features = Features(x0, seen["text"], params[EMPTY_TEXT], seen.get("image"))
+    return jax.lax.stop_gradient(features)
+
+
+def encoded(nets: Networks, params: Params, batch: Batch, *, image_size: int) -> Batch:
+    """Returns what the frozen encoders see in a batch, and which no random number decides.
+
+    Args:
+        nets: the networks.
+        params: the parameters of autoencoder and CLIP towers.
+        batch: `pixels` (uint8 b f h w 3), `ids` and perhaps `style` (uint8 b r s s 3).
+        image_size: side of the image tower's input.
+
+    Returns:
+        `mean` and `logvar` of the unscaled latents (b f y x z), `text` tokens (b l d), and with a
+        style `image`, the image tokens of all references in a row (b n c).
+    """
+    pixels = batch["pixels"].astype(jnp.float32) / 127.5 - 1.0
+    # One frame at a time over the leading axis keeps the encoder's activations small.
+    by_frame = jnp.swapaxes(pixels, 0, 1)
+    mean, logvar = jax.lax.map(lambda frame: nets.vae_encode(params, frame), by_frame)
+    features = {
+        "mean": jnp.swapaxes(mean, 0, 1),
+        "logvar": jnp.swapaxes(logvar, 0, 1),
+        "text": nets.encode_text(params, batch["ids"]),
+    }
+    if "style" in batch:
+        features["image"] = _references(nets, params, batch, image_size)
+    return features
+
+
+def are_pictures(batch: Batch) -> bool:
+    """Returns whether a batch, of pixels or of features, holds clips of one frame."""
+    frames = batch["pixels"] if "pixels" in batch else batch["mean"]
+    return frames.shape[1] == 1
 
 
 def _references(nets: Networks, params: Params, batch: Batch, size: int) -> Array:

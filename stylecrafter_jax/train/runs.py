@@ -5,12 +5,14 @@ checkpoints/     Orbax; see `checkpoints.store`
 metrics.jsonl    one object a line; the same in tensorboard/
 skipped.jsonl    steps whose update was not finite, with the batch's record numbers
 refused.jsonl    records that could not be used, and why
+samples/         step_000500.png and, of videos, .mp4; see `samples`
 """
 
 import json
 import os
 import tempfile
 from collections.abc import Collection
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from stylecrafter_jax import params as weights
 from stylecrafter_jax.checkpoints.bundle import (
@@ -34,7 +37,9 @@ from stylecrafter_jax.checkpoints.torch_files import CheckpointError
 from stylecrafter_jax.config import ConfigError, ModelConfig, from_dict, to_dict
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.params import Params
+from stylecrafter_jax.tokenizer import Tokenizer
 from stylecrafter_jax.train.experiment import STAGES, Experiment, differences
+from stylecrafter_jax.train.latent_scale import latent_scale
 from stylecrafter_jax.train.optimizer import make_optimizer
 from stylecrafter_jax.train.step import init_state
 
@@ -46,7 +51,8 @@ Which = Literal["ema", "last"]
 def claim(run: Path, experiment: Experiment, manifest: str) -> None:
     """Makes the folder of a run, or checks that the run in it is this one.
 
-    More `train.steps` are allowed, unless the learning rate's decay is as long as the run.
+    More `train.steps` are allowed, unless the learning rate's decay is as long as the run, and any
+    other `samples`.
 
     Raises:
         ConfigError: the folder is something else, the config differs, or the bundle's content does.
@@ -87,6 +93,7 @@ def _check_same(run: Path, experiment: Experiment, manifest: str) -> None:
     if decay_is_fixed and new["train"]["steps"] > old["train"]["steps"]:
         old["train"]["steps"] = new["train"]["steps"]
     old["bundle"] = new["bundle"]  # a bundle is known by its content, wherever it lies
+    old["samples"] = new["samples"]  # they do not change what is trained
     lines = differences(old, new)
     if found["bundle"]["manifest_sha256"] != manifest:
         lines.append(f"the content of the bundle {experiment.bundle} is another")
@@ -130,14 +137,37 @@ def merged(run: Path, which: Which = "ema") -> tuple[ModelConfig, Params]:
     return config, {**params, **{name: np.asarray(value) for name, value in trained.items()}}
 
 
-def write_bundle(run: Path, out: Path, *, which: Which = "ema", overwrite: bool = False) -> None:
-    """Writes the model of a run as a bundle, with the other files of the bundle it came from."""
+def write_bundle(
+    run: Path,
+    out: Path,
+    *,
+    which: Which = "ema",
+    dtype: DTypeLike | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes the model of a run as a bundle, with the other files of the bundle it came from.
+
+    A newly trained autoencoder's `scale_factor` is measured.
+
+    Args:
+        run: the folder.
+        out: the bundle.
+        which: the moving average, or the last weights.
+        dtype: of all weights; None keeps what they have.
+        overwrite: replace a bundle that is there.
+    """
     config, params = merged(run, which)
-    source = Path(read_run(run)["bundle"]["path"])
+    found = read_run(run)
+    source = Path(found["bundle"]["path"])
+    experiment = from_dict(Experiment, found["experiment"])
+    if STAGES[experiment.stage].goal == "reconstruction":
+        tokenizer = Tokenizer.in_bundle(source, config.clip.text.context_length)
+        scale = latent_scale(experiment, config, params, tokenizer)
+        config = replace(config, vae=replace(config.vae, scale_factor=scale))
     files = [name for name, record in read_manifest(source).items() if not record.tensors]
     with BundleWriter(out, config, overwrite=overwrite) as writer:
         for name in sorted(params, key=lambda name: (weights.PARTS.index(part_of(name)), name)):
-            writer.add(name, params[name])
+            writer.add(name, np.asarray(params[name], dtype))
         for name in files:
             if name != "config.json":
                 writer.add_file(name, (source / name).read_bytes())

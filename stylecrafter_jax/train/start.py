@@ -20,10 +20,11 @@ from stylecrafter_jax.checkpoints.bundle import (
 )
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError
 from stylecrafter_jax.config import ModelConfig
-from stylecrafter_jax.models.networks import init_params, parameter_shapes
+from stylecrafter_jax.models.networks import init_params, networks, parameter_shapes
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.tokenizer import Tokenizer
 from stylecrafter_jax.train.experiment import Stage
+from stylecrafter_jax.train.objective import EMPTY_TEXT
 
 
 class Start(NamedTuple):
@@ -32,7 +33,7 @@ class Start(NamedTuple):
     Attributes:
         config: the model.
         trainable: the weights that the stage trains, float32.
-        frozen: the others that it uses.
+        frozen: the others that it uses, and `objective.EMPTY_TEXT` for a denoising stage.
         tokenizer: the text encoder's.
         manifest: SHA-256 of the bundle's manifest, which lists the hashes of all its files.
     """
@@ -44,15 +45,28 @@ class Start(NamedTuple):
     manifest: str
 
 
-def load_start(bundle: Path, stage: Stage, *, frozen_dtype: DTypeLike, seed: int) -> Start:
+# Their output is what `stylecrafter data encode` stores.
+ENCODERS = ("vae", "text_encoder", "image_encoder")
+
+
+def load_start(
+    bundle: Path, stage: Stage, *, frozen_dtype: DTypeLike, seed: int, encoders: bool = True
+) -> Start:
     """Returns the weights of a bundle as the stage uses them; the files' hashes are compared.
+
+    Args:
+        bundle: the folder.
+        stage: what trains.
+        frozen_dtype: what frozen weights are held in.
+        seed: of new weights.
+        encoders: keep the frozen encoders; a run on features needs none.
 
     Raises:
         CheckpointError: the bundle is damaged, or lacks a part that the stage does not train.
     """
     have = parts_of(read_manifest(bundle))
-    unused = () if stage.styled else ("adapter", "image_encoder")
-    parts = [part for part in weights.PARTS if part not in unused]
+    unused = () if encoders else ("vae", "image_encoder")
+    parts = [part for part in stage.parts if part not in unused]
     shapes = parameter_shapes(read_config(bundle))
     config, params = load_bundle(
         bundle,
@@ -68,12 +82,23 @@ def load_start(bundle: Path, stage: Stage, *, frozen_dtype: DTypeLike, seed: int
         )
     params |= initialise(config, params, missing, seed)
     trainable = weights.select(params, stage.trainable)
-    frozen = {name: value for name, value in params.items() if name not in trainable}
+    frozen = {
+        name: jnp.asarray(value, frozen_dtype)
+        for name, value in params.items()
+        if name not in trainable
+    }
     tokenizer = Tokenizer.in_bundle(bundle, config.clip.text.context_length)
+    constants = {}
+    if stage.goal == "denoising":
+        text_encoder = weights.select(frozen, "^text_encoder/")
+        empty = jax.jit(networks(config).encode_text)(text_encoder, tokenizer([""]))
+        constants[EMPTY_TEXT] = empty
+    if not encoders:
+        frozen = {name: value for name, value in frozen.items() if part_of(name) not in ENCODERS}
     return Start(
         config,
         {name: jnp.asarray(value, jnp.float32) for name, value in trainable.items()},
-        {name: jnp.asarray(value, frozen_dtype) for name, value in frozen.items()},
+        {**frozen, **constants},
         tokenizer,
         manifest_hash(bundle),
     )

@@ -109,7 +109,7 @@ def test_requirements_refuse_small_and_narrow_pictures(tmp_path):
 
 def test_mistakes_are_one_line(mixed, photos, tmp_path):
     pack(mixed, tmp_path / "out")
-    with pytest.raises(DataError, match="packed already"):
+    with pytest.raises(DataError, match="finished already"):
         pack(mixed, tmp_path / "out")
     with pytest.raises(DataError, match="another shard_size"):
         pack(mixed, tmp_path / "out", shard_size=7)

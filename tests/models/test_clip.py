@@ -72,3 +72,52 @@ def test_only_the_class_token_is_normed_last(encoders):
     changed = run(params, CLIP, pixels)
     assert_allclose(changed[:, 0], np.full((2, 40), 3.0))
     assert_allclose(changed[:, 1:], tokens[:, 1:], atol=1e-6)
+
+
+def normalised(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def hugging_face(encoders):
+    """The whole model of transformers with the same weights, which pools by the end id 10."""
+    from transformers import CLIPConfig as Config
+    from transformers import FlaxCLIPModel
+
+    config = Config(
+        projection_dim=CLIP.embed_dim,
+        text_config={
+            **clip.text_tower(CLIP, CLIP.text.layers).config.to_dict(),
+            "eos_token_id": 10,
+        },
+        vision_config=clip.vision_tower(CLIP).config.to_dict(),
+    )
+    return FlaxCLIPModel(config, _do_init=False), {**encoders[0], **encoders[1]}
+
+
+def test_embeddings_are_those_of_the_whole_clip_model(encoders, hugging_face):
+    model, params = hugging_face
+    pixels = normal(0, 2, 8, 8, 3)
+    with jax.numpy_rank_promotion("allow"):
+        text = compiled(lambda p: model.get_text_features(IDS, params=p))(params)
+        channels_first = jnp.moveaxis(pixels, -1, 1)
+        image = compiled(lambda p: model.get_image_features(channels_first, params=p))(params)
+    found = compiled(clip.embed_text, static_argnums=1)(encoders[0], CLIP, IDS, jnp.int32(10))
+    assert_allclose(found, normalised(text), atol=1e-5)
+    found = compiled(clip.embed_image, static_argnums=1)(encoders[1], CLIP, pixels)
+    assert found.shape == (2, 20)
+    assert_allclose(found, normalised(image), atol=1e-5)
+
+
+def test_text_is_pooled_at_the_first_end_token_whatever_its_id(encoders):
+    whole = dataclasses.replace(CLIP, layer="last")
+    features = encode_text(encoders[0], IDS, whole)
+    run = compiled(clip.embed_text, static_argnums=1)
+    for end, places in ((10, [3, 5]), (1, [0, 1]), (3, [1, 0])):
+        wanted = np.asarray(features)[[0, 1], places] @ encoders[0]["text_projection"]["kernel"]
+        found = run(encoders[0], CLIP, IDS, jnp.int32(end))
+        rows = [i for i in range(2) if end in np.asarray(IDS)[i]]
+        assert_allclose(np.asarray(found)[rows], normalised(wanted)[rows], atol=1e-5)
+    after = run(encoders[0], CLIP, IDS.at[0, 4:].set(7), jnp.int32(10))
+    before = run(encoders[0], CLIP, IDS, jnp.int32(10))
+    assert_allclose(after, before, atol=1e-6)

@@ -45,7 +45,7 @@ def toy_loss(params, batch, key):
 def toy(monkeypatch):
     """Runs whose networks are `toy_loss`: the laws of the loop hold for any loss."""
 
-    def build_step(experiment, config, tokenizer, tx, mode):
+    def build_step(experiment, config, tx, mode):
         step = make_train_step(toy_loss, tx, ema_decay=experiment.train.ema_decay)
         return jax.jit(step.__wrapped__, donate_argnames="state", compiler_options=QUICK)
 
@@ -118,7 +118,7 @@ def test_pictures_and_videos_take_turns(experiment, clips, tmp_path):
 def test_each_kind_of_batch_has_its_own_step(experiment, clips, tmp_path, monkeypatch):
     seen = []
 
-    def build_step(experiment, config, tokenizer, tx, mode):
+    def build_step(experiment, config, tx, mode):
         step = make_train_step(toy_loss, tx, ema_decay=0.9)
 
         def counted(state, frozen, batch, key):

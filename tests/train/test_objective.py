@@ -14,7 +14,7 @@ from stylecrafter_jax.config import ScheduleConfig
 from stylecrafter_jax.diffusion.schedules import make_schedule
 from stylecrafter_jax.tokenizer import Tokenizer
 from stylecrafter_jax.train.experiment import STAGES
-from stylecrafter_jax.train.objective import denoising, encode, snr_weight
+from stylecrafter_jax.train.objective import EMPTY_TEXT, denoising, encode, snr_weight
 from stylecrafter_jax.train.step import init_state, make_train_step
 
 KEY = jax.random.key(0)
@@ -24,14 +24,12 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 @pytest.fixture(scope="module")
 def make_loss(nets):
-    features = functools.partial(
-        encode, nets[0], scale_factor=1.0, image_size=224, empty_ids=Tokenizer.load()([""])
-    )
+    features = functools.partial(encode, nets[0], scale_factor=1.0, image_size=224)
+    empty = nets[0].encode_text(nets[1], jnp.asarray(Tokenizer.load()([""])))
 
     # The batch's text has five tokens, so the empty prompt's are cut to as many.
     def short(params, batch, key):
-        seen = features(params, batch, key)
-        return seen._replace(uncond=seen.uncond[:, :5])
+        return features({**params, EMPTY_TEXT: empty[:, :5]}, batch, key)
 
     def make(**options):
         schedule = make_schedule(ScheduleConfig())

@@ -1,0 +1,63 @@
+"""The demo model's text-to-video base, from scratch on pictures of many looks and ordinary clips.
+
+Reproduces: nothing published; the real base is VideoCrafter. The base must have seen styled
+pictures, with words for their styles, before it is frozen: a base that knows one look cannot be
+styled by an adapter alone. The world is drawn on the fly, so no picture comes twice; see
+launch/train_demo.sh for the whole recipe.
+
+Command:
+    stylecrafter train configs/demo_base.py --out runs/demo_base
+    stylecrafter merge runs/demo_base bundles/demo_base
+"""
+
+from stylecrafter_jax.data.transforms import Drop
+from stylecrafter_jax.diffusion.guidance import Guidance
+from stylecrafter_jax.train.experiment import (
+    DataConfig,
+    Experiment,
+    OptimizerConfig,
+    SampleConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Experiment:
+    """Returns the run."""
+    return Experiment(
+        stage="base",
+        bundle="bundles/demo_clip",
+        data=DataConfig(
+            images="world:looks",
+            videos="world:clips",
+            height=64,
+            width=64,
+            frames=8,
+            drop=Drop(text=0.1),
+            image_batch=32,
+            video_batch=4,
+            image_share=0.75,
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, b2=0.99, clip_norm=1.0),
+        train=TrainConfig(
+            steps=8_000,
+            save_every=500,
+            log_every=50,
+            ema_decay=0.999,
+            compute_dtype="float32",
+            frozen_dtype="float32",
+        ),
+        samples=SampleConfig(
+            every=1_000,
+            prompts=(
+                "a cat on grass",
+                "a car moving left at sunset",
+                "a penguin in the snow, blue neon",
+                "a rocket rising at night",
+                "a house on the beach, orange watercolor",
+                "a snowman, green blueprint",
+            ),
+            steps=25,
+            sampler="dpmsolver++",
+            guidance=Guidance(text=3.0, style=0.0),
+        ),
+    )

@@ -1,0 +1,56 @@
+"""One table as Markdown, and values as strict JSON; each file is written whole or not at all."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_markdown(
+    path: Path,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Mapping[str, Any],
+) -> None:
+    """Writes a table, and below it a line for each note.
+
+    Raises:
+        ValueError: a row has another number of cells than the header.
+    """
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"wanted {len(header)} cells, got {len(row)}: {row}")
+    lines = [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
+    lines += ["", *(f"- {name}: {_spelled(note)}" for name, note in notes.items())]
+    _write(path, "\n".join(lines).rstrip("\n") + "\n")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON that every reader takes: what is not finite becomes null."""
+    text = json.dumps(_strict(content), indent=1, ensure_ascii=False, allow_nan=False)
+    _write(path, text + "\n")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _spelled(note: Any) -> str:
+    return ", ".join(map(str, note)) if isinstance(note, list | tuple) else str(note)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    # A file name may hold what is no Unicode.
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(partial, path)
