@@ -5,8 +5,13 @@ pictures, with words for their styles, before it is frozen: a base that knows on
 styled by an adapter alone. The world is drawn on the fly, so no picture comes twice; see
 launch/train_demo.sh for the whole recipe.
 
+Pictures alone come first, since a clip costs as much as eight; minimum-SNR weights put the work
+where shapes are decided, with a floor for the noisiest steps.
+
 Command:
-    stylecrafter train configs/demo_base.py --out runs/demo_base
+    stylecrafter train configs/demo_base.py --out runs/demo_pictures --set data.videos=null
+    stylecrafter merge runs/demo_pictures bundles/demo_pictures
+    stylecrafter train configs/demo_base.py --out runs/demo_base --set bundle=bundles/demo_pictures
     stylecrafter merge runs/demo_base bundles/demo_base
 """
 
@@ -15,6 +20,7 @@ from stylecrafter_jax.diffusion.guidance import Guidance
 from stylecrafter_jax.train.experiment import (
     DataConfig,
     Experiment,
+    LossConfig,
     OptimizerConfig,
     SampleConfig,
     TrainConfig,
@@ -35,14 +41,15 @@ def get_config() -> Experiment:
             drop=Drop(text=0.1),
             image_batch=32,
             video_batch=4,
-            image_share=0.75,
+            image_share=0.5,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, b2=0.99, clip_norm=1.0),
+        loss=LossConfig(min_snr_gamma=5.0, weight_floor=0.2),
         train=TrainConfig(
             steps=8_000,
             save_every=500,
             log_every=50,
-            ema_decay=0.999,
+            ema_decay=0.998,
             compute_dtype="float32",
             frozen_dtype="float32",
         ),

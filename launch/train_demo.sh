@@ -5,24 +5,26 @@
 #
 # WORK (work/demo) gets runs and bundles; WORK/bundles/demo is the result. Run it again
 # after a stop: what is finished is not done again, and a run goes on where it was stopped. With
-# STAGEs (autoencoder clip base stage1 stage2), only these; others must be finished.
+# STAGEs (autoencoder clip pictures base stage1 stage2), only these; others must be finished.
 set -euo pipefail
 
 work=${1:-work/demo}
 shift || true
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(autoencoder clip base stage1 stage2)
+[ ${#stages[@]} -gt 0 ] || stages=(autoencoder clip pictures base stage1 stage2)
 configs=$(cd "$(dirname "$0")/../configs" && pwd)
 cli=${STYLECRAFTER:-stylecrafter}
 mkdir -p "$work/bundles" "$work/runs"
 
-# stage NAME START RESULT [OPTION...]: trains what follows bundle START, merges into bundle RESULT.
+# stage CONFIG START RESULT [SETTING...]: trains from bundle START, merges into bundle RESULT.
 stage() {
-    local name=$1 start=$work/bundles/$2 result=$work/bundles/$3
+    local config=$configs/demo_$1.py start=$work/bundles/$2 result=$work/bundles/$3 dtype=()
+    local run=$work/runs/$3
     shift 3
     [ ! -e "$result" ] || return 0
-    "$cli" train "$configs/demo_$name.py" --out "$work/runs/$name" --set "bundle=$start"
-    "$cli" merge "$work/runs/$name" "$result" "$@"
+    "$cli" train "$config" --out "$run" --set "bundle=$start" "$@"
+    [ "$(basename "$result")" != demo ] || dtype=(--dtype float16)
+    "$cli" merge "$run" "$result" ${dtype[@]+"${dtype[@]}"}
 }
 
 [ -e "$work/bundles/new" ] || "$cli" new "$configs/demo_model.py" "$work/bundles/new"
@@ -30,9 +32,10 @@ for name in "${stages[@]}"; do
     case $name in
         autoencoder) stage autoencoder new autoencoder ;;
         clip) stage clip autoencoder clip ;;
-        base) stage base clip base ;;
+        pictures) stage base clip pictures data.videos=null ;;
+        base) stage base pictures base ;;
         stage1) stage stage1 base stage1 ;;
-        stage2) stage stage2 stage1 demo --dtype float16 ;;
+        stage2) stage stage2 stage1 demo ;;
         *) echo "train_demo.sh: there is no stage $name" >&2; exit 2 ;;
     esac
 done

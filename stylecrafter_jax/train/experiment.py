@@ -124,16 +124,18 @@ class LossConfig:
     """Options of the losses; the defaults of the denoising loss are the original's plain one.
 
     Attributes:
-        min_snr_gamma: see `objective.denoising`; likewise `noise_offset`.
+        min_snr_gamma: see `objective.denoising`; likewise `weight_floor` and `noise_offset`.
         kl_weight: see `encoder_losses.reconstruction`.
     """
 
     min_snr_gamma: float | None = None
+    weight_floor: float = 0.0
     noise_offset: float = 0.0
     kl_weight: float = 1e-4
 
     def __post_init__(self):
         _in_range("loss.min_snr_gamma", self.min_snr_gamma, 1e-30)
+        _in_range("loss.weight_floor", self.weight_floor, 0, 1)
         _in_range("loss.noise_offset", self.noise_offset, 0)
         _in_range("loss.kl_weight", self.kl_weight, 0)
 

@@ -32,5 +32,6 @@ def make_loss(experiment: Experiment, start: Start, mode: Mode) -> Loss:
         features,
         mode=mode,
         min_snr_gamma=options.min_snr_gamma,
+        weight_floor=options.weight_floor,
         noise_offset=options.noise_offset,
     )

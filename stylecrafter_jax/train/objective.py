@@ -119,6 +119,7 @@ def denoising(
     *,
     mode: Mode,
     min_snr_gamma: float | None = None,
+    weight_floor: float = 0.0,
     noise_offset: float = 0.0,
 ) -> Loss:
     """Returns the loss of predicting eps, v or x0, with style where the batch has references.
@@ -133,6 +134,8 @@ def denoising(
         mode: how the UNet sees the frames.
         min_snr_gamma: weigh timesteps by min(snr, gamma) / snr (Hang et al. 2023, arXiv 2303.09556,
             for eps; the same weight of the x0 error for v and x0); None weighs all alike.
+        weight_floor: no timestep weighs less. Minimum SNR alone all but forgets the noisiest ones,
+            where a small model decides on layout and colours.
         noise_offset: standard deviation of noise that is constant over a frame.
 
     Source: StyleCrafter, lvdm/models/ddpm3d.py (q_sample, eps-prediction, l2).
@@ -169,19 +172,20 @@ def denoising(
         )
         target = training_target(schedule, x0, noise, t)
         errors = jnp.mean(jnp.square(pred - target), axis=tuple(range(1, x0.ndim)))
-        weight = snr_weight(schedule, t, min_snr_gamma)
+        weight = snr_weight(schedule, t, min_snr_gamma, weight_floor)
         return jnp.mean(weight * errors), {"unweighted_loss": jnp.mean(errors)}
 
     return loss
 
 
 def snr_weight(
-    schedule: NoiseSchedule, t: Int[Array, " b"], gamma: float | None
+    schedule: NoiseSchedule, t: Int[Array, " b"], gamma: float | None, floor: float = 0.0
 ) -> Float[Array, " b"]:
     """Returns the weight of each row's squared error for min-SNR weighting; 1 without gamma.
 
     With snr = signal^2 / noise^2 the x0 error is weighted by min(snr, gamma), hence the eps error
-    by min(snr, gamma) / snr and the v error by min(snr, gamma) / (snr + 1).
+    by min(snr, gamma) / snr and the v error by min(snr, gamma) / (snr + 1); no weight is less than
+    `floor`.
 
     Source: Hang et al. 2023, arXiv 2303.09556, eq. 6 and sec. 3.4.
     """
@@ -190,5 +194,5 @@ def snr_weight(
     alpha_bar = schedule.alpha_bar
     snr = alpha_bar * schedule.signal_scale**2 / np.maximum(1.0 - alpha_bar, 1e-12)
     per_kind = {"x0": 1.0, "v": 1.0 / (snr + 1.0), "eps": 1.0 / np.maximum(snr, 1e-12)}
-    table = np.minimum(snr, gamma) * per_kind[schedule.prediction]
+    table = np.maximum(np.minimum(snr, gamma) * per_kind[schedule.prediction], floor)
     return at_timesteps([table], t, 1)[0]

@@ -110,3 +110,12 @@ def test_min_snr_weights_by_hand(prediction, expected):
     got = snr_weight(schedule, jnp.array([0, 900]), 4.0)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     np.testing.assert_array_equal(snr_weight(schedule, jnp.array([0, 900]), None), [1.0, 1.0])
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1, 1.0])
+def test_no_timestep_weighs_less_than_the_floor(floor):
+    schedule = make_schedule(ScheduleConfig(prediction="v", zero_terminal_snr=True))
+    t = jnp.arange(schedule.timesteps)
+    plain, floored = snr_weight(schedule, t, 5.0), snr_weight(schedule, t, 5.0, floor)
+    assert float(plain[-1]) == 0.0  # the last step is pure noise
+    np.testing.assert_array_equal(floored, np.maximum(plain, np.float32(floor)))
