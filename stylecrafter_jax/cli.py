@@ -225,9 +225,9 @@ def _add_convert(commands) -> None:
     add("--overwrite", action="store_true")
     add("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_import)
-    parser = actions.add_parser("export", help="bundle -> original files")
+    parser = actions.add_parser("export", help="bundle or training run -> original files")
     add = parser.add_argument
-    add("bundle", type=Path)
+    add("bundle", type=Path, help="or a run's folder: its newest checkpoint, moving average")
     add("out", type=Path, help="the folder to write the files into")
     add(
         "--what",

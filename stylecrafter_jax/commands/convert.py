@@ -39,14 +39,19 @@ def import_(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Writes the original's files from a bundle."""
-    paths = export_original(
-        args.bundle,
-        args.out,
-        expected=parameter_shapes,
-        what=args.what,
-        overwrite=args.overwrite,
-    )
+    """Writes the original's files from a bundle, or from the newest checkpoint of a run."""
+    from stylecrafter_jax.train.runs import export_run, is_run
+
+    if is_run(args.bundle):
+        paths = export_run(args.bundle, args.out, args.what, overwrite=args.overwrite)
+    else:
+        paths = export_original(
+            args.bundle,
+            args.out,
+            expected=parameter_shapes,
+            what=args.what,
+            overwrite=args.overwrite,
+        )
     for path in paths:
         print(f"wrote {path}")
     return 0

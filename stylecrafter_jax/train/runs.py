@@ -173,10 +173,19 @@ def write_bundle(
                 writer.add_file(name, (source / name).read_bytes())
 
 
-def export_run(run: Path, out_dir: Path, what: Collection[Kind] | None = None) -> list[Path]:
+def is_run(path: Path) -> bool:
+    """Returns whether a folder is that of a training run."""
+    return (path / RUN_FILE).is_file()
+
+
+def export_run(
+    run: Path, out_dir: Path, what: Collection[Kind] | None = None, *, overwrite: bool = False
+) -> list[Path]:
     """Writes the original's files of a run's model, by way of a bundle; returns their paths."""
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".bundle-") as scratch:
         bundle = Path(scratch) / "bundle"
         write_bundle(run, bundle)
-        return export_original(bundle, out_dir, expected=parameter_shapes, what=what)
+        return export_original(
+            bundle, out_dir, expected=parameter_shapes, what=what, overwrite=overwrite
+        )

@@ -16,7 +16,8 @@ import pytest
 from stylecrafter_jax import params as weights
 from stylecrafter_jax.checkpoints.bundle import BundleWriter, load_bundle, part_of
 from stylecrafter_jax.checkpoints.store import Store
-from stylecrafter_jax.checkpoints.torch_files import CheckpointError
+from stylecrafter_jax.checkpoints.torch_files import CheckpointError, read_tensors
+from stylecrafter_jax.cli import main
 from stylecrafter_jax.config import ConfigError, to_dict
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.models.networks import parameter_shapes
@@ -245,6 +246,11 @@ def test_merged_run_is_a_bundle(toy, experiment, tmp_path):
     pytest.importorskip("torch", reason="PyTorch's files need PyTorch")
     (path,) = runs.export_run(run, tmp_path / "original", ["adapter"])
     assert [file.name for file in path.parent.iterdir()] == ["adapter_v1.pth"]
+    assert main(["convert", "export", str(run), str(tmp_path / "cli"), "--what", "adapter"]) == 0
+    written = read_tensors(tmp_path / "cli/adapter_v1.pth")
+    expected = read_tensors(path)
+    assert written.keys() == expected.keys()
+    assert all(np.array_equal(written[name], expected[name]) for name in expected)
 
 
 @pytest.mark.slow
