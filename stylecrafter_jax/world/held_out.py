@@ -1,0 +1,63 @@
+"""What a model of the world is measured on: ten styles, and scenes, of which it has seen none.
+
+The styles are two instances of each family that training never draws, of opposite hues; the
+scenes are combinations of content, place and motion that training never draws.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from stylecrafter_jax.world.contents import CONTENTS
+from stylecrafter_jax.world.drawing import caption, draw
+from stylecrafter_jax.world.scenes import Scene, sample_scene
+from stylecrafter_jax.world.source import WorldSource
+from stylecrafter_jax.world.style_tools import StyleParameters
+from stylecrafter_jax.world.styles import HELD_OUT_FAMILIES, Style
+
+SEED = 300  # no training or judge uses it
+STYLES = tuple(
+    Style(family, StyleParameters(main, (main + 0.4) % 1.0, 0.5, 0.5), 10 * number + side)
+    for number, family in enumerate(HELD_OUT_FAMILIES)
+    for side, main in enumerate((number / 10, number / 10 + 0.5))
+)
+
+
+class Case(NamedTuple):
+    """One clip to be generated.
+
+    Attributes:
+        prompt: names content, motion and place.
+        style: number of its reference in `STYLES`.
+        scene: what the prompt says, drawn in that style: the true clip.
+    """
+
+    prompt: str
+    style: int
+    scene: Scene
+
+
+def cases(count: int) -> list[Case]:
+    """Returns the first cases of an endless fixed list; styles take turns."""
+    source = WorldSource("styled_clips", max(count, 1), SEED, split="held_out")
+    scenes = (source[i].scene for i in range(count))
+    return [
+        Case(caption(scene, False), i % len(STYLES), _styled(scene, STYLES[i % len(STYLES)]))
+        for i, scene in enumerate(scenes)
+    ]
+
+
+def references() -> list[UInt8[np.ndarray, "h w 3"]]:
+    """Returns one picture in each of the styles, of contents that differ."""
+    pictures = []
+    for i, style in enumerate(STYLES):
+        rng = np.random.default_rng([SEED, i])
+        content = CONTENTS[(3 * i) % len(CONTENTS)]
+        pictures.append(draw(sample_scene(rng, contents=(content,), style=style))[0])
+    return pictures
+
+
+def _styled(scene: Scene, style: Style) -> Scene:
+    return dataclasses.replace(scene, style=style)
