@@ -4,9 +4,8 @@ Run as `python -m stylecrafter_jax.judges.training OUT.safetensors`; it writes O
 """
 
 import argparse
-import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,9 @@ from stylecrafter_jax.data.pipeline import Stream, make_batches
 from stylecrafter_jax.judges.judging import CLIPS, PICTURES, Judges, load_judges, normalised, seen
 from stylecrafter_jax.models.judge import JudgeNetwork, apply, init_params
 from stylecrafter_jax.params import Params
+from stylecrafter_jax.train.experiment import OptimizerConfig
+from stylecrafter_jax.train.optimizer import make_optimizer
+from stylecrafter_jax.train.step import Batch, Loss, Metrics, init_state, make_train_step
 from stylecrafter_jax.world.contents import CONTENTS, HELD_OUT_SETS, TRAIN_SETS
 from stylecrafter_jax.world.drawing import draw
 from stylecrafter_jax.world.scenes import FRAMES, MOTIONS
@@ -33,8 +35,7 @@ COUNT = 1_000_000
 # Seeds of training and of the measurement; the model's own training uses 0.
 TRAIN_SEED, TEST_SEED = 100, 200
 CANDIDATES = 10  # among which a style is found
-
-Loss = Callable[[Params, dict[str, jax.Array]], tuple[jax.Array, dict[str, jax.Array]]]
+OPTIMIZER = OptimizerConfig(learning_rate=2e-3, schedule="cosine", weight_decay=0.02, clip_norm=1.0)
 
 
 class PictureTransform:
@@ -74,7 +75,7 @@ def worn(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return noisy.clip(0, 255).astype(np.uint8)
 
 
-def picture_loss(params: Params, batch: dict[str, jax.Array]):
+def picture_loss(params: Params, batch: Batch, key: Any = None) -> tuple[jax.Array, Metrics]:
     """Cross-entropy of the contents, and of finding the partner's style in the batch."""
     b, pair = batch["content"].shape
     out = apply(
@@ -91,7 +92,7 @@ def picture_loss(params: Params, batch: dict[str, jax.Array]):
     return content + contrast, {"content": right, "contrast": contrast}
 
 
-def clip_loss(params: Params, batch: dict[str, jax.Array]):
+def clip_loss(params: Params, batch: Batch, key: Any = None) -> tuple[jax.Array, Metrics]:
     """Cross-entropy of the motions."""
     logits = apply(CLIPS, params, seen(batch["pixels"]))["motion"]
     value = optax.softmax_cross_entropy_with_integer_labels(logits, batch["motion"]).mean()
@@ -107,29 +108,20 @@ def fit(
     name: str,
 ) -> Params:
     """Returns the moving average of the weights after `steps` of AdamW."""
-    params = init_params(network, channels, jax.random.key(0))
-    rate = optax.cosine_decay_schedule(2e-3, steps, 0.01)
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.02))
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(params, average, state, batch):
-        grads, metrics = jax.grad(loss, has_aux=True)(params, batch)
-        updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        return params, optax.incremental_update(params, average, 0.01), state, metrics
-
-    average, state = jax.tree.map(jnp.copy, params), tx.init(params)
+    tx = make_optimizer(OPTIMIZER, steps)
+    state = init_state(init_params(network, channels, jax.random.key(0)), tx)
+    step, key = make_train_step(loss, tx, ema_decay=0.99), jax.random.key(0)
     batches = DeviceBatches(make_batches(streams, seed=0))
     with batches, tqdm(total=steps, desc=name, unit="step") as bar:
         for i in range(steps):
             batch = next(batches)
             del batch["index"]
-            params, average, state, metrics = step(params, average, state, batch)
+            state, metrics = step(state, {}, batch, key)
             if i % 20 == 0:
-                shown = {key: f"{float(value):.2f}" for key, value in metrics.items()}
+                shown = {what: f"{float(value):.2f}" for what, value in metrics.items()}
                 bar.set_postfix(shown, refresh=False)
             bar.update()
-    return average
+    return state.ema
 
 
 def train(picture_steps: int, clip_steps: int) -> Judges:

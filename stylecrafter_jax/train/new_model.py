@@ -1,19 +1,18 @@
 """A model to be trained from scratch: its bundle has a config and a tokenizer, hardly weights."""
 
 import dataclasses
-import functools
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 
 from stylecrafter_jax.checkpoints.bundle import BundleWriter
 from stylecrafter_jax.config import ConfigError, ModelConfig
-from stylecrafter_jax.models.networks import init_params
+from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.params import select
 from stylecrafter_jax.tokenizer import Tokenizer
 from stylecrafter_jax.train.patch_basis import begin_as_components
+from stylecrafter_jax.train.start import initialise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,9 +40,10 @@ def write_new(model: NewModel, out: Path, *, overwrite: bool = False) -> None:
         CheckpointError: `out` exists and may not be replaced.
     """
     tower = model.config.clip.text
-    tokenizer = Tokenizer.load()
     if model.captions:
         tokenizer = Tokenizer.train(model.captions, tower.vocab_size, tower.context_length)
+    else:
+        tokenizer = Tokenizer.load()
     if tokenizer.vocab_size > tower.vocab_size:
         raise ConfigError(
             f"clip.text.vocab_size is {tower.vocab_size}, CLIP's tokenizer has "
@@ -51,9 +51,9 @@ def write_new(model: NewModel, out: Path, *, overwrite: bool = False) -> None:
         )
     weights = {}
     if model.pictures is not None:
-        fresh = jax.jit(functools.partial(init_params, model.config))(jax.random.key(0))
-        weights = select(fresh, "^vae/")
-        weights = begin_as_components(model.config.vae, weights, model.pictures)
+        names = select(parameter_shapes(model.config), "^vae/")
+        fresh = initialise(model.config, {}, names, seed=0)
+        weights = begin_as_components(model.config.vae, fresh, model.pictures)
     with BundleWriter(out, model.config, overwrite=overwrite) as writer:
         for name, value in weights.items():
             writer.add(name, value)

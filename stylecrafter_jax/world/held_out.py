@@ -43,10 +43,12 @@ def cases(count: int) -> list[Case]:
     """Returns the first cases of an endless fixed list; styles take turns."""
     source = WorldSource("styled_clips", max(count, 1), SEED, split="held_out")
     scenes = (source[i].scene for i in range(count))
-    return [
-        Case(caption(scene, False), i % len(STYLES), _styled(scene, STYLES[i % len(STYLES)]))
-        for i, scene in enumerate(scenes)
-    ]
+    chosen = []
+    for i, scene in enumerate(scenes):
+        number = i % len(STYLES)
+        true = dataclasses.replace(scene, style=STYLES[number])
+        chosen.append(Case(caption(scene, False), number, true))
+    return chosen
 
 
 def references() -> list[UInt8[np.ndarray, "h w 3"]]:
@@ -57,7 +59,3 @@ def references() -> list[UInt8[np.ndarray, "h w 3"]]:
         content = CONTENTS[(3 * i) % len(CONTENTS)]
         pictures.append(draw(sample_scene(rng, contents=(content,), style=style))[0])
     return pictures
-
-
-def _styled(scene: Scene, style: Style) -> Scene:
-    return dataclasses.replace(scene, style=style)
