@@ -43,7 +43,9 @@ def get_config() -> Experiment:
             video_batch=4,
             image_share=0.5,
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, b2=0.99, clip_norm=1.0),
+        optimizer=OptimizerConfig(
+            name="muon", learning_rate=1e-3, warmup_steps=100, b2=0.99, clip_norm=1.0
+        ),
         loss=LossConfig(min_snr_gamma=5.0, weight_floor=0.2),
         train=TrainConfig(
             steps=8_000,

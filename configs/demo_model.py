@@ -14,6 +14,7 @@ from stylecrafter_jax.config import (
     AutoencoderConfig,
     CLIPConfig,
     ModelConfig,
+    SamplingConfig,
     ScaleEncoderConfig,
     ScheduleConfig,
     SizeConfig,
@@ -74,6 +75,14 @@ def get_model() -> NewModel:
         ),
         schedule=ScheduleConfig(prediction="v", zero_terminal_snr=True),
         size=SizeConfig(height=64, width=64, image_height=64, image_width=64, frames=8, fps=8),
+        sampling=SamplingConfig(
+            steps=25,
+            sampler="dpmsolver++",
+            text_guidance=2.0,
+            style_guidance=2.0,
+            image_text_guidance=2.0,
+            image_style_guidance=2.0,
+        ),
     )
     sources = WorldSource("looks", CAPTIONS), WorldSource("clips", CAPTIONS)
     captions = tuple(source[i].caption for source in sources for i in range(CAPTIONS))

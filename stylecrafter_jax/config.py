@@ -270,8 +270,29 @@ class SizeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How `generate` samples unless told otherwise; the defaults are the released scripts'.
+
+    Attributes:
+        steps: sampling steps.
+        sampler: one of `diffusion.samplers.SAMPLERS`.
+        text_guidance: of videos, with `style_guidance` as in `diffusion.guidance.Guidance`.
+        image_text_guidance: of pictures; likewise `image_style_guidance`.
+
+    Source: StyleCrafter, scripts/run_infer_video.sh and run_infer_image.sh.
+    """
+
+    steps: int = 50
+    sampler: str = "ddim"
+    text_guidance: float = 15.0
+    style_guidance: float | None = 7.5
+    image_text_guidance: float = 6.0
+    image_style_guidance: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A whole StyleCrafter: every network, the schedule, and its native size."""
+    """A whole StyleCrafter: every network, the schedule, its native size and sampling."""
 
     unet: UNetConfig = UNetConfig()
     adapter: AdapterConfig = AdapterConfig()
@@ -279,6 +300,7 @@ class ModelConfig:
     clip: CLIPConfig = CLIPConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     size: SizeConfig = SizeConfig()
+    sampling: SamplingConfig = SamplingConfig()
 
     def __post_init__(self):
         pairs = (

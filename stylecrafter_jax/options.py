@@ -3,15 +3,19 @@
 import dataclasses
 import math
 
-from stylecrafter_jax.config import ModelConfig
+from stylecrafter_jax.config import ModelConfig, SamplingConfig
 from stylecrafter_jax.diffusion.guidance import Guidance
 from stylecrafter_jax.diffusion.samplers import SAMPLERS
 
-# The released scripts' guidance (scripts/run_infer_video.sh, run_infer_image.sh).
-VIDEO_GUIDANCE = Guidance(text=15.0, style=7.5)
-IMAGE_GUIDANCE = Guidance(text=6.0, style=None)
 # JAX uses 32 bits of a seed without saying so: larger ones would repeat smaller ones' results.
 LAST_SEED = 2**32 - 1
+
+
+def usual_guidance(config: SamplingConfig, *, image: bool) -> Guidance:
+    """Returns a model's own guidance for pictures or for videos."""
+    if image:
+        return Guidance(text=config.image_text_guidance, style=config.image_style_guidance)
+    return Guidance(text=config.text_guidance, style=config.style_guidance)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class Options:
         eta: share of fresh noise, for samplers that take one; None is 1 for DDIM, as in the
             released scripts, and the sampler's own for others.
         karras: Karras spacing of the noise levels.
-        guidance: None is the released scripts' guidance for video or picture.
+        guidance: None is the model's own for video or picture.
         style_weight: factor on the style branch.
         negative_prompt: text of the unconditional branch.
         seed: with a request's index the only source of randomness.
@@ -44,8 +48,8 @@ class Options:
     frames: int | None = None
     fps: int | None = None
     condition_fps: int | None = None
-    steps: int = 50
-    sampler: str = "ddim"
+    steps: int | None = None
+    sampler: str | None = None
     eta: float | None = None
     karras: bool = False
     guidance: Guidance | None = None
@@ -63,14 +67,17 @@ class Options:
             ValueError: a size, length, sampler or number is not possible; names it.
         """
         size = config.size
+        sampler = config.sampling.sampler if self.sampler is None else self.sampler
         usual = {
             "height": size.image_height if self.image else size.height,
             "width": size.image_width if self.image else size.width,
             "frames": 1 if self.image else size.frames,
             "fps": size.fps,
             "condition_fps": size.condition_fps if config.unet.fps_cond else None,
-            "guidance": IMAGE_GUIDANCE if self.image else VIDEO_GUIDANCE,
-            "eta": 1.0 if self.sampler == "ddim" else None,
+            "steps": config.sampling.steps,
+            "sampler": sampler,
+            "guidance": usual_guidance(config.sampling, image=self.image),
+            "eta": 1.0 if sampler == "ddim" else None,
         }
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         absent = {name: value for name, value in usual.items() if given[name] is None}
@@ -88,7 +95,9 @@ class Resolved(Options):
     width: int = 0
     frames: int = 0
     fps: int = 0
-    guidance: Guidance = VIDEO_GUIDANCE
+    steps: int = 0
+    sampler: str = ""
+    guidance: Guidance = Guidance(text=0.0)
 
     def program_key(self) -> "Resolved":
         """Returns the options without what the sampling program takes as arguments or ignores."""

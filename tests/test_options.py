@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from stylecrafter_jax.config import SamplingConfig
 from stylecrafter_jax.diffusion.guidance import Guidance
 from stylecrafter_jax.diffusion.samplers import SAMPLERS
 from stylecrafter_jax.options import Options
@@ -16,6 +17,23 @@ def test_a_picture_has_its_own_size_one_frame_and_the_released_guidance(tiny_con
     options = Options(image=True).resolved(tiny_config)
     assert (options.height, options.width, options.frames) == (16, 16, 1)
     assert options.guidance == Guidance(text=6.0, style=None)
+
+
+def test_a_model_has_its_own_steps_sampler_and_guidance(tiny_config):
+    own = SamplingConfig(
+        steps=9,
+        sampler="unipc",
+        text_guidance=3.0,
+        style_guidance=None,
+        image_text_guidance=2.0,
+        image_style_guidance=1.0,
+    )
+    config = dataclasses.replace(tiny_config, sampling=own)
+    options, picture = Options().resolved(config), Options(image=True).resolved(config)
+    assert (options.steps, options.sampler, options.eta) == (9, "unipc", None)
+    assert options.guidance == Guidance(text=3.0, style=None)
+    assert picture.guidance == Guidance(text=2.0, style=1.0)
+    assert Options(steps=3, sampler="ddim").resolved(config).sampler == "ddim"
 
 
 def test_resolving_again_changes_nothing(tiny_config):

@@ -17,6 +17,7 @@ from stylecrafter_jax.checkpoints.bundle import (
     read_manifest,
 )
 from stylecrafter_jax.commands.batches import Todo, make_results
+from stylecrafter_jax.config import ModelConfig
 from stylecrafter_jax.generate import StyleCrafter, default_dtype
 from stylecrafter_jax.jobs import (
     Entry,
@@ -32,7 +33,7 @@ from stylecrafter_jax.jobs import (
 )
 from stylecrafter_jax.media.images import load_style_image
 from stylecrafter_jax.media.video import read_video
-from stylecrafter_jax.options import IMAGE_GUIDANCE, VIDEO_GUIDANCE, Options, Resolved
+from stylecrafter_jax.options import Options, Resolved, usual_guidance
 from stylecrafter_jax.outputs import describe_request, is_done, make_folders
 from stylecrafter_jax.request import Request, check_requests
 from stylecrafter_jax.tokenizer import Tokenizer
@@ -52,7 +53,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 def run(args: argparse.Namespace) -> int:
     """Makes every result that is not there yet; prints the path of each on standard output."""
     jobs, bundle = make_jobs(args), _bundle(args.bundle)
-    options = make_options(args).resolved(read_config(bundle))
+    options = make_options(args, read_config(bundle))
     start = _read_start(args.start, options)
     results = _described(jobs, args, bundle, options)
     done = {item.job.path: item.job for item in results if is_done(*item, overwrite=args.overwrite)}
@@ -135,8 +136,8 @@ def _entries(args: argparse.Namespace) -> list[Entry]:
     return [Entry(args.prompt, tuple(args.style or ()))]
 
 
-def make_options(args: argparse.Namespace) -> Options:
-    """Returns the options that were given; what was not keeps its default."""
+def make_options(args: argparse.Namespace, config: ModelConfig) -> Resolved:
+    """Returns the options that were given; what was not is the model's own."""
     given = {name: getattr(args, name) for name in DIRECT if getattr(args, name) is not None}
     guidance = {
         "text": args.guidance,
@@ -148,8 +149,9 @@ def make_options(args: argparse.Namespace) -> Options:
     guidance = {name: value for name, value in guidance.items() if value is not None}
     if guidance.get("style") == "none":
         guidance["style"] = None
-    usual = IMAGE_GUIDANCE if args.image else VIDEO_GUIDANCE
-    return Options(**given, guidance=dataclasses.replace(usual, **guidance))
+    usual = usual_guidance(config.sampling, image=bool(args.image))
+    options = Options(**given, guidance=dataclasses.replace(usual, **guidance))
+    return options.resolved(config)
 
 
 def _bundle(given: Path | None) -> Path:

@@ -1,9 +1,10 @@
-"""Learning rates by hand, and what clipping does to a gradient."""
+"""Learning rates by hand, what clipping does to a gradient, and the first steps of optimizers."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.train.experiment import OptimizerConfig
 from stylecrafter_jax.train.optimizer import learning_rate, make_optimizer
 
@@ -45,3 +46,40 @@ def test_clipping_limits_the_norm_of_all_gradients_together():
     # So large an eps makes the update proportional to the gradient, clipped from 5 to 1.
     np.testing.assert_allclose(updates["a"], -0.1 * 0.6 / 1e8, rtol=1e-4)
     np.testing.assert_allclose(updates["b"], -0.1 * 0.8 / 1e8, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 3, 2, 5)])
+def test_first_muon_step_of_a_kernel_has_the_gradients_directions_at_equal_strength(shape):
+    config = OptimizerConfig(name="muon", learning_rate=0.1, weight_decay=0.5)
+    tx = make_optimizer(config, 10)
+    rng = np.random.default_rng(0)
+    weight, gradient = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
+    params = {"net/kernel": weight}
+    updates, _ = tx.update({"net/kernel": gradient}, tx.init(params), params)
+    # -rate * (0.2 sqrt(larger side) * orthogonalised gradient + decay * weight)
+    matrix = (-updates["net/kernel"] / 0.1 - 0.5 * weight).reshape(-1, shape[-1])
+    matrix /= 0.2 * max(matrix.shape) ** 0.5
+    left, _, right = np.linalg.svd(gradient.reshape(matrix.shape), full_matrices=False)
+    rotated = left.T @ matrix @ right.T
+    # Five Newton-Schulz iterations bring singular values near 1, not to 1 (Jordan et al. 2024).
+    assert ((np.diag(rotated) > 0.65) & (np.diag(rotated) < 1.25)).all()
+    np.testing.assert_allclose(rotated - np.diag(np.diag(rotated)), 0.0, atol=1e-4)
+
+
+def test_what_is_no_matrix_gets_the_step_of_adamw_with_nesterov_momentum_from_muon():
+    names = ("net/bias", "net/embedding", "unet/input_blocks.0.0/kernel", "unet/time_embed/kernel")
+    params = {name: jnp.full((3, 3), 2.0) for name in names}
+    gradients = {name: jnp.full((3, 3), 0.3) for name in names}
+    config = OptimizerConfig(name="muon", learning_rate=0.1, weight_decay=0.5)
+    tx = make_optimizer(config, 10)
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    # b1 m / (1 - b1^2) + g with m = (1 - b1) g, over |g| (Dozat 2016, algorithm 2, b1 constant).
+    direction = 0.9 * 0.1 / (1 - 0.9**2) + 1.0
+    for name in names:
+        wanted = -0.1 * (direction + 0.5 * 2.0)
+        np.testing.assert_allclose(updates[name], wanted, rtol=1e-5, err_msg=name)
+
+
+def test_a_pattern_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match=r"optimizer\.not_matrices is no pattern: missing"):
+        OptimizerConfig(not_matrices="(")
