@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo train-demo test lint format clean
 
 $(VENV)/base: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +22,9 @@ $(VENV)/dev: $(VENV)/test
 
 demo: $(VENV)/base
 	$(BIN)/stylecrafter demo --out outputs/demo
+
+train-demo: $(VENV)/base
+	STYLECRAFTER=$(BIN)/stylecrafter launch/train_demo.sh work/demo
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n 2

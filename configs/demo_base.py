@@ -5,8 +5,8 @@ pictures, with words for their styles, before it is frozen: a base that knows on
 styled by an adapter alone. The world is drawn on the fly, so no picture comes twice; see
 launch/train_demo.sh for the whole recipe.
 
-Pictures alone come first, since a clip costs as much as eight; minimum-SNR weights put the work
-where shapes are decided, with a floor for the noisiest steps.
+Pictures alone come first, since a clip costs as much as eight. The v loss has no weights: shapes
+are decided where there is most noise.
 
 Command:
     stylecrafter train configs/demo_base.py --out runs/demo_pictures --set data.videos=null
@@ -20,7 +20,6 @@ from stylecrafter_jax.diffusion.guidance import Guidance
 from stylecrafter_jax.train.experiment import (
     DataConfig,
     Experiment,
-    LossConfig,
     OptimizerConfig,
     SampleConfig,
     TrainConfig,
@@ -46,7 +45,6 @@ def get_config() -> Experiment:
         optimizer=OptimizerConfig(
             name="muon", learning_rate=1e-3, warmup_steps=100, b2=0.99, clip_norm=1.0
         ),
-        loss=LossConfig(min_snr_gamma=5.0, weight_floor=0.2),
         train=TrainConfig(
             steps=8_000,
             save_every=500,

@@ -26,7 +26,12 @@ def get_config() -> Experiment:
             image_batch=32,
         ),
         optimizer=OptimizerConfig(
-            learning_rate=1e-3, schedule="cosine", warmup_steps=100, b2=0.99, clip_norm=1.0
+            name="muon",
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup_steps=100,
+            b2=0.99,
+            clip_norm=1.0,
         ),
         train=TrainConfig(
             steps=3_000,

@@ -30,7 +30,12 @@ def get_config() -> Experiment:
             image_share=0.2,
         ),
         optimizer=OptimizerConfig(
-            learning_rate=3e-4, schedule="linear", warmup_steps=50, b2=0.99, clip_norm=1.0
+            name="muon",
+            learning_rate=5e-4,
+            schedule="cosine",
+            warmup_steps=50,
+            b2=0.99,
+            clip_norm=1.0,
         ),
         train=TrainConfig(
             steps=1_000,

@@ -6,14 +6,22 @@
 # WORK (work/demo) gets runs and bundles; WORK/bundles/demo is the result. Run it again
 # after a stop: what is finished is not done again, and a run goes on where it was stopped. With
 # STAGEs (autoencoder clip pictures base stage1 stage2), only these; others must be finished.
+# SETTINGS in the environment, such as "train.steps=100 train.log_every=10", go to every run.
 set -euo pipefail
 
 work=${1:-work/demo}
 shift || true
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=(autoencoder clip pictures base stage1 stage2)
+for name in "${stages[@]}"; do
+    case $name in
+        autoencoder | clip | pictures | base | stage1 | stage2) ;;
+        *) echo "train_demo.sh: there is no stage $name" >&2; exit 2 ;;
+    esac
+done
 configs=$(cd "$(dirname "$0")/../configs" && pwd)
 cli=${STYLECRAFTER:-stylecrafter}
+read -ra settings <<<"${SETTINGS:-}"
 mkdir -p "$work/bundles" "$work/runs"
 
 # stage CONFIG START RESULT [SETTING...]: trains from bundle START, merges into bundle RESULT.
@@ -22,7 +30,7 @@ stage() {
     local run=$work/runs/$3
     shift 3
     [ ! -e "$result" ] || return 0
-    "$cli" train "$config" --out "$run" --set "bundle=$start" "$@"
+    "$cli" train "$config" --out "$run" --set "bundle=$start" "$@" ${settings[@]+"${settings[@]}"}
     [ "$(basename "$result")" != demo ] || dtype=(--dtype float16)
     "$cli" merge "$run" "$result" ${dtype[@]+"${dtype[@]}"}
 }
@@ -36,6 +44,5 @@ for name in "${stages[@]}"; do
         base) stage base pictures base ;;
         stage1) stage stage1 base stage1 ;;
         stage2) stage stage2 stage1 demo ;;
-        *) echo "train_demo.sh: there is no stage $name" >&2; exit 2 ;;
     esac
 done

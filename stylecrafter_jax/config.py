@@ -1,4 +1,4 @@
-"""What a model is: frozen dataclasses, read from and written to plain JSON.
+"""What a model is, as frozen dataclasses; `config_json` reads and writes them.
 
 Field names of the networks are those of the original YAML files
 (StyleCrafter, `configs/inference_video_320_512.yaml`), so that a config reads like the original.
@@ -6,27 +6,24 @@ A default stands here and nowhere else; the defaults are the released 320x512 vi
 """
 
 import dataclasses
-import difflib
-import types
-import typing
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 Prediction = Literal["eps", "v", "x0"]
 Fusion = Literal["dual", "attach"]
-T = TypeVar("T")
 
 
 class ConfigError(ValueError):
     """A setting is unknown, has the wrong type, or contradicts another one."""
 
 
-def _require(ok: bool, message: str) -> None:
+def require(ok: bool, message: str) -> None:
+    """Raises ConfigError unless all is well."""
     if not ok:
         raise ConfigError(message)
 
 
 def _divides(name: str, value: int, by: str, divisor: int) -> None:
-    _require(value % divisor == 0, f"{name} {value} is not a multiple of {by} {divisor}")
+    require(value % divisor == 0, f"{name} {value} is not a multiple of {by} {divisor}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,11 +75,11 @@ class UNetConfig:
     norm_groups: int = 32
 
     def __post_init__(self):
-        _require(
+        require(
             self.num_heads != -1 or self.num_head_channels != -1,
             "unet: one of num_heads and num_head_channels must be set, both are -1",
         )
-        _require(
+        require(
             self.num_head_channels != -1 or not self.addition_attention,
             "unet: addition_attention needs num_head_channels, got -1",
         )
@@ -320,18 +317,18 @@ class ModelConfig:
             ("vae.embed_dim", self.vae.embed_dim, "unet.in_channels", self.unet.in_channels),
         )
         for left, left_value, right, right_value in pairs:
-            _require(
+            require(
                 left_value == right_value,
                 f"{left} is {left_value} but {right} is {right_value}; they must agree",
             )
         predictor = self.adapter.scale_predictor
         if predictor is not None:
-            _require(
+            require(
                 predictor.num_tokens >= self.unet.dual_layers,
                 f"adapter.scale_predictor.num_tokens is {predictor.num_tokens} but the unet has "
                 f"{self.unet.dual_layers} dual cross-attention layers; each needs one",
             )
-            _require(
+            require(
                 predictor.in_dim == self.unet.context_dim,
                 f"adapter.scale_predictor.in_dim is {predictor.in_dim} but unet.context_dim is "
                 f"{self.unet.context_dim}; they must agree",
@@ -341,62 +338,3 @@ class ModelConfig:
     def size_multiple(self) -> int:
         """Height and width must be multiples of this many pixels."""
         return self.vae.downsampling * self.unet.downsampling
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a config dataclass as plain JSON values."""
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_dict(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def from_dict(cls: type[T], values: Any, where: str = "") -> T:
-    """Builds the config `cls` from JSON values; absent fields keep their defaults.
-
-    Args:
-        cls: a dataclass of this module.
-        values: a dict, field name -> value; whatever else came is an error.
-        where: the path of this object in the whole config, for messages.
-
-    Raises:
-        ConfigError: a field is unknown (the nearest right name is given) or has the wrong type.
-    """
-    _require(isinstance(values, dict), f"{where or cls.__name__}: wanted an object, got {values!r}")
-    hints = typing.get_type_hints(cls)
-    built = {}
-    for name, value in values.items():
-        path = f"{where}.{name}" if where else name
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"unknown setting {path}{hint}")
-        built[name] = _coerce(hints[name], value, path)
-    return cls(**built)
-
-
-def _coerce(hint: Any, value: Any, path: str) -> Any:
-    """Returns `value` as the type `hint`, or raises ConfigError."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _coerce(next(a for a in args if a is not type(None)), value, path)
-    if origin is Literal:
-        _require(value in args, f"{path}: wanted one of {', '.join(args)}, got {value!r}")
-        return value
-    if origin is tuple:
-        _require(isinstance(value, list | tuple), f"{path}: wanted a list, got {value!r}")
-        return tuple(_coerce(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, path)  # pyright: ignore[reportArgumentType]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    _require(
-        isinstance(value, hint) and not (hint is int and isinstance(value, bool)),
-        f"{path}: wanted {hint.__name__}, got {value!r}",
-    )
-    return value

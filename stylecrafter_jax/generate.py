@@ -2,9 +2,9 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,29 +17,20 @@ from stylecrafter_jax.autoencode import decode_frames, encode_frames
 from stylecrafter_jax.checkpoints.bundle import load_bundle, part_of
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError
 from stylecrafter_jax.config import ModelConfig
-from stylecrafter_jax.diffusion.guidance import branches, guided
-from stylecrafter_jax.diffusion.samplers import make_plan, noise_to_start, sample
+from stylecrafter_jax.denoiser import Condition, make_denoiser
+from stylecrafter_jax.diffusion import solvers
+from stylecrafter_jax.diffusion.samplers import advance, make_plan, noise_to_start
 from stylecrafter_jax.diffusion.schedules import make_schedule
 from stylecrafter_jax.media.images import clip_pixels, load_style_image
 from stylecrafter_jax.media.video import to_uint8
-from stylecrafter_jax.models.attention import ContextKV
 from stylecrafter_jax.models.networks import Networks, networks, parameter_shapes
-from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.options import Options, Resolved
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.programs import Programs
-from stylecrafter_jax.progress import Progress, Reporter
 from stylecrafter_jax.request import Request, StyleImage, check_requests, reference_weights
 from stylecrafter_jax.tokenizer import Tokenizer
 
-
-class Condition(NamedTuple):
-    """What the UNet is given of a batch of requests, text and style both encoded."""
-
-    text: Float[Array, "b l d"]
-    uncond: Float[Array, "b l d"]
-    style: Float[Array, "b s d"] | None
-    style_scale: Float[Array, "b layers"] | None
+Progress = Callable[[int, int], None]
 
 
 def default_dtype() -> np.dtype:
@@ -92,7 +83,6 @@ class StyleCrafter:
         self._keep_encoders = keep_encoders
         self._param_dtype = param_dtype
         self._device: dict[str, Params] = {}
-        self._reporter = Reporter()
         self._lock = threading.Lock()
 
     @classmethod
@@ -159,8 +149,8 @@ class StyleCrafter:
             requests: at least one, and all of them with style images or none.
             options: how to generate; all requests share them.
             start: frames that all requests start from, noised to `options.strength`.
-            progress: called as `(steps done, steps)`, with 0 when everything is compiled. It is
-                called from another thread, and an exception in it ends sampling and is raised here.
+            progress: called as `(steps done, steps)`, with 0 when everything is compiled; an
+                exception in it ends sampling.
 
         Raises:
             ValueError: a request or an option is not possible, or a style image cannot be used.
@@ -263,71 +253,29 @@ class StyleCrafter:
         if start is not None:
             clean = self._start_latents(start, options)
             x = noise_to_start(plan, jnp.broadcast_to(clean, x.shape), x)
-        callback = None if progress is None else self._reporter
-        denoiser = self._denoiser(options, condition.style is not None)
-
-        def run(unet, x, keys, condition, fps):
-            denoise = denoiser(unet, condition, fps)
-            return sample(denoise, x, plan, keys, callback=callback)
-
+        key = ("sample", options.program_key(), start is None)
+        unet, styled = self._part("unet"), condition.style is not None
+        prepare, denoiser = make_denoiser(self.networks, self.schedule, options, styled=styled)
+        given = self.programs.run(("prepare", *key), prepare, unet, condition)
         fps = jnp.full((len(requests),), options.condition_fps or 0, jnp.float32)
-        key = ("sample", options.program_key(), start is None, progress is None)
-        args = (self._part("unet"), x, keys, condition, fps)
-        program = self.programs.get(key, run, *args)
-        with self._reporter.to(progress):
-            self._reporter(0, plan.steps)
-            return jax.block_until_ready(program(*args))
 
-    def _denoiser(self, options: Resolved, styled: bool):
-        """Returns (unet parameters, condition, fps) -> the guided `denoise(x, t)`.
-
-        Everything that does not depend on x and t is computed before the first step.
-        """
-        mode: Mode = "image" if options.image else "video"
-        names = branches(options.guidance, styled)
-        networks = self.networks
-
-        def prepare(unet, condition: Condition, fps):
-            count = condition.text.shape[0]
-            style, scale = condition.style, condition.style_scale
-            if "full" not in names:
-                style = scale = None
-            text = {"full": condition.text, "text": condition.text, "uncond": condition.uncond}
-            rows = {name: slice(i * count, (i + 1) * count) for i, name in enumerate(names)}
-            all_text = jnp.concatenate([text[name] for name in names])
-            all_kv = networks.context_kv(unet, all_text, style)
-
-            def denoise_branches(x, t, running):
-                def pick(y):
-                    return jnp.concatenate([y[rows[name]] for name in running])
-
-                with_style = style is not None and "full" in running
-                kv = [
-                    layer._replace(k=pick(layer.k), v=pick(layer.v))
-                    if with_style
-                    else ContextKV(pick(layer.k), pick(layer.v))
-                    for layer in all_kv
-                ]
-                return networks.unet(
-                    unet,
-                    x,
-                    t,
-                    pick(all_text),
-                    style if with_style else None,
-                    scale if with_style else None,
-                    fps=jnp.tile(fps, len(running)),
-                    mode=mode,
-                    kv=kv,
-                )
-
-            return guided(
-                denoise_branches,
-                options.guidance,
-                styled=styled,
-                timesteps=self.schedule.timesteps,
+        def run(unet, given, fps, keys, state, first, stop):
+            return advance(
+                denoiser(unet, given, fps), state, plan, keys=keys, first=first, stop=stop
             )
 
-        return prepare
+        state, last = solvers.start(x), plan.steps
+        args = (unet, given, fps, keys)
+        program = self.programs.get(key, run, *args, state, np.int32(0), np.int32(last))
+        if progress is None:
+            return jax.block_until_ready(program(*args, state, np.int32(0), np.int32(last)).x)
+        progress(0, last)
+        # Not a callback out of one call: such programs cannot be cached on disk.
+        for i in range(last):
+            state = program(*args, state, np.int32(i), np.int32(i + 1))
+            jax.block_until_ready(state)
+            progress(i + 1, last)
+        return state.x
 
     def decode(
         self, latents: Float[Array, "b f y x z"], options: Resolved

@@ -1,10 +1,34 @@
-"""Compiled programs, one per function and kind of arguments, their compile time told apart."""
+"""Compiled programs, one per function and kind of arguments, kept in memory and on disk."""
 
+import os
 import time
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any
 
 import jax
+
+# JAX's own setting, which goes before ours.
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+LARGEST_CACHE = 4 * 2**30
+
+
+def keep_on_disk() -> None:
+    """Has JAX keep compiled programs between runs, the least used of them going first.
+
+    They lie in the folder that `JAX_COMPILATION_CACHE_DIR` names, else in the user's cache; where
+    that cannot be written, none is kept. A program that calls back into Python is never kept.
+    """
+    if CACHE_VARIABLE in os.environ:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "stylecrafter_jax" / "programs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", LARGEST_CACHE)
 
 
 class Programs:

@@ -1,4 +1,3 @@
-import inspect
 import json
 import os
 import subprocess
@@ -9,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stylecrafter_jax import cli, demo
+from stylecrafter_jax import cli
 from stylecrafter_jax.checkpoints.bundle import load_bundle, read_config
-from stylecrafter_jax.commands import generate as command
-from stylecrafter_jax.config import to_dict
+from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.models.networks import parameter_shapes
 
 SCRIPT = Path(sys.executable).with_name("stylecrafter")
@@ -106,15 +104,6 @@ def test_convert_writes_the_originals_files_and_reads_them_back(capsys, small_bu
     assert "already exists" in capsys.readouterr().err
 
 
-def test_demo_is_called_as_it_is_defined(monkeypatch, tmp_path):
-    calls, signature = [], inspect.signature(demo.run)
-    monkeypatch.setattr(
-        demo, "run", lambda *a, **k: calls.append(signature.bind(*a, **k).arguments) or 0
-    )
-    assert cli.main(["demo", "--out", str(tmp_path), "--seconds", "2"]) == 0
-    assert calls[0]["bundle"] == command.DEMO_BUNDLE and calls[0]["seconds"] == 2.0
-
-
 @pytest.mark.parametrize(
     "error, status, line",
     [
@@ -131,7 +120,7 @@ def test_what_a_command_raises_is_one_line(monkeypatch, capsys, error, status, l
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(demo, "run", fail)
+    monkeypatch.setattr("stylecrafter_jax.commands.demo.run", fail)
     assert cli.main(["demo"]) == status
     assert capsys.readouterr() == ("", line + "\n")
 
@@ -140,7 +129,7 @@ def test_a_mistake_of_ours_is_no_mistake_of_the_users(monkeypatch):
     def fail(*args, **kwargs):
         raise KeyError("bug")
 
-    monkeypatch.setattr(demo, "run", fail)
+    monkeypatch.setattr("stylecrafter_jax.commands.demo.run", fail)
     with pytest.raises(KeyError):
         cli.main(["demo"])
 

@@ -15,9 +15,8 @@ from stylecrafter_jax.config import (
     TextTowerConfig,
     UNetConfig,
     VisionTowerConfig,
-    from_dict,
-    to_dict,
 )
+from stylecrafter_jax.config_json import from_dict, to_dict
 from stylecrafter_jax.models.unet_video import dual_attention_names
 
 UNUSUAL = ModelConfig(

@@ -141,6 +141,13 @@ def test_progress_counts_the_steps_in_order(small_model, style_files):
     assert seen == [(0, 2), (1, 2), (2, 2)]
 
 
+def test_who_watches_gets_the_same_frames_from_the_same_program(small_model, style_files):
+    watched = small_model("a cat", style_files[0], steps=2, progress=silent)
+    compiled = small_model.programs.compile_seconds
+    np.testing.assert_array_equal(small_model("a cat", style_files[0], steps=2), watched)
+    assert small_model.programs.compile_seconds == compiled
+
+
 @pytest.mark.parametrize("error", [RuntimeError("no more"), KeyboardInterrupt()])
 @pytest.mark.parametrize("step", [0, 1])
 def test_what_progress_raises_comes_out_as_it_was(small_model, style_files, capfd, error, step):

@@ -20,24 +20,25 @@ LONGEST = 400
 REACHES = {
     "config": set(),
     "config_file": {"config"},
+    "config_json": {"config"},
     "params": set(),
     "programs": set(),
-    "progress": set(),
+    "files": set(),
     "kernels": set(),
     "models": {"config", "params", "kernels"},
     "diffusion": {"config"},
     "media": set(),
     "tokenizer": set(),
-    "data": {"tokenizer", "media"},
-    "checkpoints": {"config", "params", "diffusion"},
+    "data": {"files", "tokenizer", "media"},
+    "checkpoints": {"config", "config_json", "params", "diffusion"},
     "autoencode": set(),
     "options": {"config", "diffusion"},
 }
 # Area -> the only areas that may import it.
 IMPORTED_BY = {
-    "cli": set(),
+    "cli": {"__main__"},
     "commands": {"cli"},
-    "demo": {"cli", "commands"},
+    "embedded": {"commands"},
 }
 # Other projects' module -> where it may be imported.
 PLACES = {

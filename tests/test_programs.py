@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,3 +125,43 @@ def test_getting_a_program_compiles_without_running_it():
     jax.block_until_ready(program(jnp.ones(2)))
     jax.effects_barrier()
     assert calls == [1]
+
+
+COUNTS_HITS = """
+import jax, jax.numpy as jnp
+from stylecrafter_jax.programs import Programs, keep_on_disk
+hits = []
+jax.monitoring.register_event_listener(
+    lambda event, **_: hits.append(event) if event.endswith("/cache_hits") else None
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+keep_on_disk()
+Programs().run("sine", jnp.sin, jnp.ones(3))
+print(len(hits), jax.config.jax_compilation_cache_dir)
+"""
+
+
+def counted_hits(**variables):
+    hidden = ("JAX_ENABLE_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
+    env |= {name: str(value) for name, value in variables.items()}
+    ended = subprocess.run(
+        [sys.executable, "-c", COUNTS_HITS], env=env, text=True, capture_output=True, check=True
+    )
+    assert ended.stderr == ""
+    hits, folder = ended.stdout.split()
+    return int(hits), folder
+
+
+def test_the_next_process_finds_programs_on_disk(tmp_path):
+    first, folder = counted_hits(XDG_CACHE_HOME=tmp_path)
+    assert folder == str(tmp_path / "stylecrafter_jax" / "programs")
+    assert first == 0 and counted_hits(XDG_CACHE_HOME=tmp_path)[0] >= 1
+
+
+def test_jaxs_own_setting_and_a_folder_that_cannot_be_made_are_respected(tmp_path):
+    own = tmp_path / "own"
+    variables = {"JAX_COMPILATION_CACHE_DIR": own, "XDG_CACHE_HOME": tmp_path}
+    assert counted_hits(**variables)[1] == str(own)
+    (tmp_path / "file").write_text("")
+    assert counted_hits(XDG_CACHE_HOME=tmp_path / "file") == (0, "None")

@@ -25,7 +25,8 @@ from safetensors.numpy import save_file
 
 from stylecrafter_jax import params as weights
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError, read_safetensors
-from stylecrafter_jax.config import ConfigError, ModelConfig, from_dict, to_dict
+from stylecrafter_jax.config import ConfigError, ModelConfig
+from stylecrafter_jax.config_json import from_dict, to_dict
 from stylecrafter_jax.params import Params
 
 FORMAT_VERSION = 1

@@ -8,7 +8,8 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from stylecrafter_jax.checkpoints.convert import export_original, import_original
-from stylecrafter_jax.config import ConfigError, ModelConfig, from_dict
+from stylecrafter_jax.config import ConfigError, ModelConfig
+from stylecrafter_jax.config_json import from_dict
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.tokenizer import Tokenizer
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
 from tqdm import tqdm
 
 from stylecrafter_jax.commands import generate
 from stylecrafter_jax.commands.interruptible import interruptible
 from stylecrafter_jax.jobs import JobError, check_entries, read_list, sha256
 from stylecrafter_jax.media.images import load_style_image
+from stylecrafter_jax.media.video import write_frames
 from stylecrafter_jax.metrics.ledger import Ledger, fingerprint
 from stylecrafter_jax.metrics.measures import METRICS, Case, Measure, choose_names, make_measures
 from stylecrafter_jax.metrics.report import write_report
@@ -43,6 +43,11 @@ def run(args: argparse.Namespace) -> int:
     Standard output gets the path of each video that `generate` made or found, then those of the
     table and the sheet.
     """
+    for name in ("bundle", "list"):
+        if getattr(args, name) is None:
+            raise JobError(f"wanted --{name}, or --demo for the demo world's own cases")
+    if args.count is not None:
+        raise JobError("--count is for --demo")
     asked = None if args.metrics is None else args.metrics.split(",")
     items, hashes = _items(args)
     still = args.image or args.frames == 1 or all(is_still(item.path) for item in items)
@@ -161,8 +166,5 @@ def _case(item: Item) -> Case:
 
 
 def _write_sheet(path: Path, items: Sequence[Item]) -> Path:
-    picture = Image.fromarray(sheet([_case(items[i]) for i in shown(len(items))]))
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, "PNG")
-    partial.replace(path)
+    write_frames(sheet([_case(items[i]) for i in shown(len(items))])[None], path, fps=1)
     return path

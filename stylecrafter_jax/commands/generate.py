@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from stylecrafter_jax import embedded
 from stylecrafter_jax.checkpoints.bundle import (
     manifest_hash,
     parts_of,
@@ -35,12 +35,14 @@ from stylecrafter_jax.media.images import load_style_image
 from stylecrafter_jax.media.video import read_video
 from stylecrafter_jax.options import Options, Resolved, usual_guidance
 from stylecrafter_jax.outputs import describe_request, is_done, make_folders
+from stylecrafter_jax.programs import keep_on_disk
 from stylecrafter_jax.request import Request, check_requests
 from stylecrafter_jax.tokenizer import Tokenizer
 
 OUT = Path("outputs")
-DEMO_BUNDLE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / (
-    "stylecrafter_jax/demo_bundle"
+NO_BUNDLE = (
+    "no --bundle: the embedded demo model draws this, 64x64 pixels, and knows few words; "
+    "`stylecrafter convert import` makes a bundle of the released checkpoints"
 )
 DIRECT = (  # arguments that are fields of Options
     *("image", "height", "width", "frames", "fps", "condition_fps", "steps", "sampler", "eta"),
@@ -52,7 +54,10 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 def run(args: argparse.Namespace) -> int:
     """Makes every result that is not there yet; prints the path of each on standard output."""
-    jobs, bundle = make_jobs(args), _bundle(args.bundle)
+    keep_on_disk()
+    jobs, bundle = make_jobs(args), args.bundle or embedded.BUNDLE
+    if args.bundle is None and not args.quiet:
+        print(NO_BUNDLE, file=sys.stderr)
     options = make_options(args, read_config(bundle))
     start = _read_start(args.start, options)
     results = _described(jobs, args, bundle, options)
@@ -138,7 +143,8 @@ def _entries(args: argparse.Namespace) -> list[Entry]:
 
 def make_options(args: argparse.Namespace, config: ModelConfig) -> Resolved:
     """Returns the options that were given; what was not is the model's own."""
-    given = {name: getattr(args, name) for name in DIRECT if getattr(args, name) is not None}
+    given = {name: getattr(args, name, None) for name in DIRECT}
+    given = {name: value for name, value in given.items() if value is not None}
     guidance = {
         "text": args.guidance,
         "style": args.style_guidance,
@@ -152,15 +158,6 @@ def make_options(args: argparse.Namespace, config: ModelConfig) -> Resolved:
     usual = usual_guidance(config.sampling, image=bool(args.image))
     options = Options(**given, guidance=dataclasses.replace(usual, **guidance))
     return options.resolved(config)
-
-
-def _bundle(given: Path | None) -> Path:
-    if given is not None or DEMO_BUNDLE.is_dir():
-        return given or DEMO_BUNDLE
-    raise JobError(
-        "no model: give a bundle by --bundle DIR. `stylecrafter convert import` makes one of the "
-        "released checkpoints; `stylecrafter demo` trains a tiny one in a few minutes"
-    )
 
 
 def _warn(tokenizer: Tokenizer, entries: Sequence[Entry], negative: str) -> None:

@@ -5,7 +5,7 @@ import json
 
 from stylecrafter_jax.checkpoints.describe import Description, describe
 from stylecrafter_jax.commands import scales
-from stylecrafter_jax.config import to_dict
+from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.models.networks import parameter_shapes
 
 

@@ -65,10 +65,12 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     """Trains; see `EPILOG` for the status."""
+    from stylecrafter_jax.programs import keep_on_disk
     from stylecrafter_jax.train.experiment import load_experiment, override
     from stylecrafter_jax.train.loop import train
     from stylecrafter_jax.train.runs import read_run
 
+    keep_on_disk()
     experiment = override(load_experiment(args.config), args.settings)
     if args.resume:
         read_run(args.out)

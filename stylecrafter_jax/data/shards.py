@@ -8,7 +8,6 @@ and totals; `refused.jsonl`, what cannot be used and why; and while it is being 
 import contextlib
 import dataclasses
 import json
-import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from stylecrafter_jax.data.records import DataError
+from stylecrafter_jax.files import whole, write_text
 
 REFUSED_FILE = "refused.jsonl"
 # Grain reads records one by one.
@@ -199,8 +199,7 @@ def _finish(
             f"none of the {len(refused)} records can be used; the first is {name}: {reason}"
         )
     lines = [json.dumps({"id": n, "reason": r}, ensure_ascii=False) + "\n" for n, r in refused]
-    with whole(notes.with_name(REFUSED_FILE)) as partial:
-        partial.write_text("".join(lines), encoding="utf-8")
+    write_text(notes.with_name(REFUSED_FILE), "".join(lines))
     kept = [shard for shard in shards if shard.path.exists()]
     totals = {"packed": packed, "refused": len(refused), "complete": True}
     write_json(notes, {**settings, **totals})
@@ -215,17 +214,6 @@ def _finish(
         new=sum(new),
         bytes=size,
     )
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yields a path to write to, moved to `path` in the end and removed if anything is raised."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -263,5 +251,4 @@ def _verify(path: Path, records: int) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes a JSON object, whole or not at all."""
-    with whole(path) as partial:
-        partial.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    write_text(path, json.dumps(values, ensure_ascii=False, indent=1) + "\n")

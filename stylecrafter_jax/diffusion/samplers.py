@@ -1,7 +1,13 @@
-"""Sampling: a plan made on the host, and one scan that follows it.
+"""Sampling: a plan made on the host, and one loop that follows it.
 
     plan = make_plan("dpmsolver++", schedule, 20)
     x0 = sample(denoise, noise, plan)
+
+or, a part of the plan at a time, with one compiled program for all parts:
+
+    state = solvers.start(noise)
+    state = advance(denoise, state, plan, 0, 10)
+    x0 = advance(denoise, state, plan, 10, 20).x
 
 A plan is the timesteps in the order they are visited and a solver's table of coefficients. Neither
 the plan nor `sample` knows the network: `denoise(x, t)` may be guided, sharded or a formula.
@@ -16,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from stylecrafter_jax.diffusion import solvers
 from stylecrafter_jax.diffusion.schedules import NoiseSchedule
-from stylecrafter_jax.diffusion.solvers import Coefficients, Levels, Table
+from stylecrafter_jax.diffusion.solvers import Coefficients, Levels, State, Table
 from stylecrafter_jax.diffusion.timesteps import Spacing, karras_levels, levels_at, spaced
 
 Denoise = Callable[[Array, Array], Array]
@@ -244,25 +250,79 @@ def sample(
     _check_arrays(x, plan, keys, noise)
     steps = plan.steps
 
-    def fresh(i, given):
-        if given is not None or keys is None or not plan.stochastic:
-            return given
-        draw = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))
-        return draw(jax.vmap(jax.random.fold_in, (0, None))(keys, i))
-
-    def body(carry, inputs):
+    def body(carry, row):
         i, state = carry
-        t, coefficients, given = inputs
-        out = denoise(state.x, jnp.full(x.shape[:1], t))
-        state, x0 = solvers.step(state, out.astype(x.dtype), coefficients, fresh(i, given))
+        state, x0 = _step(denoise, state, row, _fresh(plan, keys, i, x) if noise is None else None)
         done = i + 1 if callback is None else _report(callback, i, steps, x0, preview_every)
         return (done, state), Trajectory(state.x, x0) if trajectory else None
 
-    table = jax.tree.map(lambda column: jnp.asarray(column, x.dtype), plan.coefficients)
-    rows = (jnp.asarray(plan.timesteps, jnp.float32), table, noise)
     carry = (jnp.int32(0), solvers.start(x))
-    (_, state), path = jax.lax.scan(body, carry, rows, length=steps)
+    (_, state), path = jax.lax.scan(body, carry, _rows(plan, x, noise), length=steps)
     return (state.x, path) if trajectory else state.x
+
+
+def advance(
+    denoise: Denoise,
+    state: State,
+    plan: Plan,
+    first: int | Int[Array, ""],
+    stop: int | Int[Array, ""],
+    keys: Key[Array, " b"] | None = None,
+) -> State:
+    """Returns the state after the steps from `first` to before `stop`, both of which may be traced.
+
+    All steps of a plan, in order and in any number of parts, give what `sample` gives.
+
+    Args:
+        denoise: see `sample`; likewise `plan` and `keys`.
+        state: before step `first`; `solvers.start(x)` before step 0.
+        plan: see above.
+        first: number of a step.
+        stop: at most the number of steps.
+        keys: see above.
+
+    Raises:
+        ValueError: the latents or `keys` do not fit, or keys are needed and not given.
+    """
+    _check_arrays(state.x, plan, keys, None)
+    rows = _rows(plan, state.x, None)
+
+    def body(i, state):
+        row = jax.tree.map(lambda column: column[i], rows)
+        return _step(denoise, state, row, _fresh(plan, keys, i, state.x))[0]
+
+    return jax.lax.fori_loop(first, stop, body, state)
+
+
+class _Row(NamedTuple):
+    """What a step reads: scalars, and the noise to add if the caller brings it."""
+
+    t: Array
+    coefficients: Any
+    noise: Array | None
+
+
+def _rows(plan: Plan, x: Array, noise: Array | None) -> _Row:
+    """Returns the rows of all steps, stacked."""
+    table = jax.tree.map(lambda column: jnp.asarray(column, x.dtype), plan.coefficients)
+    return _Row(jnp.asarray(plan.timesteps, jnp.float32), table, noise)
+
+
+def _step(
+    denoise: Denoise, state: State, row: _Row, fresh: Array | None
+) -> tuple[State, Float[Array, "b ..."]]:
+    """Returns the state after a step, and its estimate of x0."""
+    out = denoise(state.x, jnp.full(state.x.shape[:1], row.t))
+    noise = row.noise if fresh is None else fresh
+    return solvers.step(state, out.astype(state.x.dtype), row.coefficients, noise)
+
+
+def _fresh(plan: Plan, keys: Array | None, i: Array, x: Array) -> Array | None:
+    """Returns the noise to add at step `i`, or None where the plan adds none."""
+    if keys is None or not plan.stochastic:
+        return None
+    draw = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))
+    return draw(jax.vmap(jax.random.fold_in, (0, None))(keys, i))
 
 
 def _check_arrays(x: Array, plan: Plan, keys: Array | None, noise: Array | None) -> None:

@@ -35,7 +35,9 @@ COUNT = 1_000_000
 # Seeds of training and of the measurement; the model's own training uses 0.
 TRAIN_SEED, TEST_SEED = 100, 200
 CANDIDATES = 10  # among which a style is found
-OPTIMIZER = OptimizerConfig(learning_rate=2e-3, schedule="cosine", weight_decay=0.02, clip_norm=1.0)
+OPTIMIZER = OptimizerConfig(
+    name="muon", learning_rate=2e-3, schedule="cosine", weight_decay=0.02, clip_norm=1.0
+)
 
 
 class PictureTransform:
@@ -128,7 +130,7 @@ def train(picture_steps: int, clip_steps: int) -> Judges:
     """Returns judges trained on ordinary and styled drawings; all style families are among them."""
 
     def stream(kind: str, split: Split, transform: Any, size: int, weight: int) -> Stream:
-        source = WorldSource(kind, COUNT, TRAIN_SEED, split=split)
+        source = WorldSource(kind, COUNT, TRAIN_SEED, split=split, drawings=TRAIN_SETS)
         return Stream(source=source, transform=transform, batch_size=size, weight=weight)
 
     pictures = [
@@ -180,7 +182,9 @@ def measure(judges: Judges, count: int) -> dict[str, float]:
             )
     splits: dict[str, Split] = {"styled": "train", "held_out_styles": "held_out"}
     for name, split in splits.items():
-        source = WorldSource("styled_clips", count // 2, TEST_SEED, split=split)
+        source = WorldSource(
+            "styled_clips", count // 2, TEST_SEED, split=split, drawings=TRAIN_SETS
+        )
         items = [source[i] for i in range(count // 2)]
         best = judges.motions(np.stack([draw(item.scene) for item in items])).argmax(-1)
         labels = [MOTIONS.index(item.scene.motion) for item in items]

@@ -2,10 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from stylecrafter_jax.files import write_text
 
 
 def write_markdown(
@@ -24,13 +25,13 @@ def write_markdown(
             raise ValueError(f"wanted {len(header)} cells, got {len(row)}: {row}")
     lines = [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
     lines += ["", *(f"- {name}: {_spelled(note)}" for name, note in notes.items())]
-    _write(path, "\n".join(lines).rstrip("\n") + "\n")
+    write_text(path, "\n".join(lines).rstrip("\n") + "\n")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON that every reader takes: what is not finite becomes null."""
     text = json.dumps(_strict(content), indent=1, ensure_ascii=False, allow_nan=False)
-    _write(path, text + "\n")
+    write_text(path, text + "\n")
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -47,10 +48,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    # A file name may hold what is no Unicode.
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(partial, path)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from stylecrafter_jax.config import ConfigError, from_dict, to_dict
+from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.config_file import call_in_file
+from stylecrafter_jax.config_json import from_dict, to_dict
 from stylecrafter_jax.data.transforms import Drop
 from stylecrafter_jax.diffusion.guidance import Guidance
 from stylecrafter_jax.diffusion.samplers import SAMPLERS

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from stylecrafter_jax.checkpoints.bundle import part_hash, read_config
-from stylecrafter_jax.config import ConfigError, ModelConfig, to_dict
+from stylecrafter_jax.config import ConfigError, ModelConfig
+from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.data.features import is_features, read_notes
 from stylecrafter_jax.train.experiment import STAGES, Experiment, differences
 from stylecrafter_jax.train.start import ENCODERS

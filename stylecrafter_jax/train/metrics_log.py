@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
+
+from stylecrafter_jax.files import write_text
 
 METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
 
@@ -74,6 +75,4 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _keep_until(path: Path, step: int) -> None:
     rows = [row for row in read_metrics(path.parent, path.name) if row["step"] <= step]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(_line(row) for row in rows), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, "".join(_line(row) for row in rows))

@@ -9,7 +9,6 @@ samples/         step_000500.png and, of videos, .mp4; see `samples`
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Collection
 from dataclasses import replace
@@ -34,7 +33,9 @@ from stylecrafter_jax.checkpoints.convert import export_original
 from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.checkpoints.stylecrafter import Kind
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError
-from stylecrafter_jax.config import ConfigError, ModelConfig, from_dict, to_dict
+from stylecrafter_jax.config import ConfigError, ModelConfig
+from stylecrafter_jax.config_json import from_dict, to_dict
+from stylecrafter_jax.files import write_text
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.tokenizer import Tokenizer
@@ -67,9 +68,7 @@ def claim(run: Path, experiment: Experiment, manifest: str) -> None:
         "bundle": {"path": str(Path(experiment.bundle).resolve()), "manifest_sha256": manifest},
         "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "grain")},
     }
-    partial = run / f".{RUN_FILE}.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, run / RUN_FILE)
+    write_text(run / RUN_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def read_run(run: Path) -> dict[str, Any]:

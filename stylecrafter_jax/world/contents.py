@@ -36,6 +36,10 @@ CONTENTS = (
     "crown",
     "guitar",
 )
+# What the model is trained on. One ordinary look: with two it needs twice the pictures to know a
+# content, see docs/demo_model.md.
+MODEL_SETS = ("twemoji",)
+# What judges are trained on.
 TRAIN_SETS = ("twemoji", "fluent-emoji-flat")
 # Never trained on: a judge that only knows the other two sets by heart fails here.
 HELD_OUT_SETS = ("noto",)

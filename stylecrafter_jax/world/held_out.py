@@ -26,12 +26,12 @@ STYLES = tuple(
 
 
 class Case(NamedTuple):
-    """One clip to be generated.
+    """One clip or picture to be generated.
 
     Attributes:
-        prompt: names content, motion and place.
+        prompt: names content, motion and place; pictures have no motion.
         style: number of its reference in `STYLES`.
-        scene: what the prompt says, drawn in that style: the true clip.
+        scene: what the prompt says, drawn in that style: the true clip or picture.
     """
 
     prompt: str
@@ -39,9 +39,10 @@ class Case(NamedTuple):
     scene: Scene
 
 
-def cases(count: int) -> list[Case]:
-    """Returns the first cases of an endless fixed list; styles take turns."""
-    source = WorldSource("styled_clips", max(count, 1), SEED, split="held_out")
+def cases(count: int, *, pictures: bool = False) -> list[Case]:
+    """Returns the first cases of an endless fixed list of clips or pictures; styles take turns."""
+    kind = "styled" if pictures else "styled_clips"
+    source = WorldSource(kind, max(count, 1), SEED, split="held_out")
     scenes = (source[i].scene for i in range(count))
     chosen = []
     for i, scene in enumerate(scenes):

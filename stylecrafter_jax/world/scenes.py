@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from stylecrafter_jax.world.contents import CONTENTS, TRAIN_SETS, load_drawing
+from stylecrafter_jax.world.contents import CONTENTS, MODEL_SETS, load_drawing
 from stylecrafter_jax.world.style_tools import CANVAS, ROWS, Plane, Rgb, hsv, mix, ramp
 from stylecrafter_jax.world.styles import Style, choose
 
@@ -104,7 +104,7 @@ def sample_scene(
     *,
     frames: int = 1,
     contents: Sequence[str] = CONTENTS,
-    drawings: Sequence[str] = TRAIN_SETS,
+    drawings: Sequence[str] = MODEL_SETS,
     places: Sequence[str] = PLACES,
     motions: Sequence[str] = MOTIONS,
     style: Style | None = None,

@@ -11,7 +11,7 @@ import numpy as np
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.data.transforms import Drop, drop_flags
 from stylecrafter_jax.tokenizer import Tokenizer
-from stylecrafter_jax.world.contents import CONTENTS, TRAIN_SETS
+from stylecrafter_jax.world.contents import CONTENTS, MODEL_SETS
 from stylecrafter_jax.world.drawing import caption, draw
 from stylecrafter_jax.world.scenes import FRAMES, PLACES, SIZE, Scene, sample_scene
 from stylecrafter_jax.world.styles import (
@@ -37,17 +37,21 @@ class Kind:
         styled: share of the items drawn in a style.
         style_words: whether their captions name it.
         clips: whether they are clips.
+        same: whether the reference is the target itself.
     """
 
     styled: float = 0.0
     style_words: bool = False
     clips: bool = False
+    same: bool = False
 
 
 KINDS = {
     "ordinary": Kind(),
     "looks": Kind(styled=0.65, style_words=True),
     "styled": Kind(styled=1.0),
+    # Style and content come together: the ablation of the paper's Table 4 without augmentation.
+    "styled_same": Kind(styled=1.0, same=True),
     "clips": Kind(clips=True),
     "styled_clips": Kind(styled=1.0, clips=True),
 }
@@ -59,7 +63,8 @@ class WorldItem:
 
     Attributes:
         scene: the target.
-        references: pictures of other contents in other places, in the target's style.
+        references: pictures of other contents in other places, in the target's style; or the
+            target, in a kind that has them the same.
         caption: the target in words.
     """
 
@@ -84,7 +89,7 @@ class WorldSource:
         *,
         split: Split = "train",
         frames: int = FRAMES,
-        drawings: Sequence[str] = TRAIN_SETS,
+        drawings: Sequence[str] = MODEL_SETS,
     ):
         """Makes a source of `count` items.
 
@@ -128,7 +133,9 @@ class WorldSource:
         contents = [content for content in CONTENTS if content != scene.content]
         places = [place for place in PLACES if place != scene.place]
         references = tuple(
-            sample_scene(
+            scene
+            if self.kind.same
+            else sample_scene(
                 rng, contents=contents, drawings=self._drawings, places=places, style=style
             )
             for _ in range(REFERENCES)

@@ -11,7 +11,6 @@ from PIL import Image
 from stylecrafter_jax import outputs
 from stylecrafter_jax.checkpoints.bundle import BundleWriter, load_bundle, part_of
 from stylecrafter_jax.commands import batches
-from stylecrafter_jax.commands import generate as command
 from stylecrafter_jax.diffusion.guidance import Guidance
 from stylecrafter_jax.generate import StyleCrafter
 from stylecrafter_jax.media.video import write_frames
@@ -274,12 +273,13 @@ def test_a_mistake_is_one_line_before_the_model_is_loaded(
     assert not (tmp_path / "outputs").exists()
 
 
-def test_without_a_bundle_it_says_where_one_comes_from(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "DEMO_BUNDLE", tmp_path / "nothing")
-    ran = run("generate", "a cat")
-    assert ran.status == 1 and len(ran.err) == 1
-    assert "--bundle DIR" in ran.err[0]
-    assert "stylecrafter convert import" in ran.err[0] and "stylecrafter demo" in ran.err[0]
+def test_without_a_bundle_the_embedded_model_draws_and_says_so(run, tmp_path):
+    ran = run("generate", "a cat", "--image", "--steps", "1", "--out", tmp_path / "cat.png")
+    assert ran.status == 0 and Image.open(tmp_path / "cat.png").size == (64, 64)
+    assert "embedded demo model" in ran.err[0] and "stylecrafter convert import" in ran.err[0]
+
+
+def test_a_folder_that_is_no_bundle_is_refused(run, tmp_path):
     ran = run("generate", "a cat", "--bundle", tmp_path)
     assert ran.err == [f"stylecrafter: error: {tmp_path} is no bundle: config.json is missing"]
 

@@ -7,7 +7,8 @@ import pytest
 
 from stylecrafter_jax.checkpoints.bundle import is_bundle
 from stylecrafter_jax.commands import train as command
-from stylecrafter_jax.config import ConfigError, to_dict
+from stylecrafter_jax.config import ConfigError
+from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.train import loop
 from stylecrafter_jax.train.loop import Outcome
 from tests.train.conftest import experiment, pictures  # noqa: F401 - fixtures
@@ -31,7 +32,7 @@ def config(experiment, tmp_path):  # noqa: F811 - a fixture
     """A config file of the small experiment."""
     path = tmp_path / "config.py"
     path.write_text(
-        "from stylecrafter_jax.config import from_dict\n"
+        "from stylecrafter_jax.config_json import from_dict\n"
         "from stylecrafter_jax.train.experiment import Experiment\n"
         f"def get_config():\n    return from_dict(Experiment, {to_dict(experiment)!r})\n"
     )

@@ -8,7 +8,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import TypeCheckError
 
 from stylecrafter_jax.config import ScheduleConfig
-from stylecrafter_jax.diffusion.samplers import SAMPLERS, make_plan, noise_to_start, sample
+from stylecrafter_jax.diffusion import solvers
+from stylecrafter_jax.diffusion.samplers import (
+    SAMPLERS,
+    advance,
+    make_plan,
+    noise_to_start,
+    sample,
+)
 from stylecrafter_jax.diffusion.schedules import make_schedule
 
 SCHEDULE = make_schedule(ScheduleConfig())
@@ -219,6 +226,32 @@ def test_trajectory_ends_at_the_sample():
     assert path.x.shape == path.pred_x0.shape == (5, 2, 3)
     np.testing.assert_array_equal(end, path.x[-1])
     np.testing.assert_array_equal(end, sample(gaussian_denoiser(plan), x, plan))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_plan_run_in_parts_gives_what_it_gives_at_once(name):
+    plan, x = make_plan(name, SCHEDULE, 7), normal(4, 2, 3)
+    keys = jax.random.split(jax.random.key(1), 2)
+    programs = []
+
+    @jax.jit
+    def part(state, first, stop):
+        programs.append(1)
+        return advance(gaussian_denoiser(plan), state, plan, first, stop, keys)
+
+    state = solvers.start(x)
+    for first, stop in ((0, 1), (1, 1), (1, 5), (5, plan.steps)):
+        state = part(state, first, stop)
+    whole = jax.jit(lambda x: sample(gaussian_denoiser(plan), x, plan, keys))(x)
+    np.testing.assert_allclose(state.x, whole, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(state.x, part(solvers.start(x), 0, plan.steps).x)
+    assert len(programs) == 1
+
+
+def test_parts_of_a_plan_that_adds_noise_need_keys():
+    plan = make_plan("euler_ancestral", SCHEDULE, 5)
+    with pytest.raises(ValueError, match="one key per sample"):
+        advance(gaussian_denoiser(plan), solvers.start(jnp.ones((1, 2))), plan, 0, 5)
 
 
 @pytest.mark.parametrize("devices", [1, 2])

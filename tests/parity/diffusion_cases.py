@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stylecrafter_jax.config import ScheduleConfig, from_dict
+from stylecrafter_jax.config import ScheduleConfig
+from stylecrafter_jax.config_json import from_dict
 from stylecrafter_jax.diffusion.samplers import Plan, make_plan, sample
 from stylecrafter_jax.diffusion.schedules import NoiseSchedule, add_noise, buffers, make_schedule
 from tests.parity.case import Case

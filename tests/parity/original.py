@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from stylecrafter_jax import config as configs
 from stylecrafter_jax import params as weights
 from stylecrafter_jax.checkpoints.layout import Entry, dotted, read
 from stylecrafter_jax.checkpoints.stylecrafter import IMAGE, TEXT, entry
@@ -21,6 +20,7 @@ from stylecrafter_jax.config import (
     UNetConfig,
     VisionTowerConfig,
 )
+from stylecrafter_jax.config_json import from_dict, to_dict
 from stylecrafter_jax.models import clip
 
 # What the original's constructors take and does not change the result of an evaluation.
@@ -32,7 +32,7 @@ def known(cls: type, values: Mapping[str, Any], **renamed: Any) -> Any:
     values = {name: value for name, value in values.items() if name not in NO_EFFECT}
     if values.pop("use_image_attention", False):
         raise NotImplementedError("use_image_attention belongs to image-to-video models")
-    return configs.from_dict(cls, {**values, **renamed})
+    return from_dict(cls, {**values, **renamed})
 
 
 def adapter_config(values: Mapping[str, Any]) -> AdapterConfig:
@@ -62,11 +62,11 @@ def clip_config(values: Mapping[str, Any]) -> CLIPConfig:
 
 
 def schedule_config(values: Mapping[str, Any]) -> ScheduleConfig:
-    names = {field for field in configs.to_dict(ScheduleConfig())}
+    names = {field for field in to_dict(ScheduleConfig())}
     own = {k: v for k, v in values.items() if k in names}
     if values.get("parameterization"):
         own["prediction"] = values["parameterization"]
-    return configs.from_dict(ScheduleConfig, own)
+    return from_dict(ScheduleConfig, own)
 
 
 def model_config(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylecrafter_jax.config import from_dict, to_dict
+from stylecrafter_jax.config_json import from_dict, to_dict
 from stylecrafter_jax.models.networks import networks, parameter_shapes
 from stylecrafter_jax.train.experiment import DataConfig, Experiment, OptimizerConfig, TrainConfig
 from tests.conftest import SMALL

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from stylecrafter_jax import params as weights
-from stylecrafter_jax.config import ConfigError, from_dict, to_dict
+from stylecrafter_jax.config import ConfigError
+from stylecrafter_jax.config_json import from_dict, to_dict
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.train.experiment import (
     STAGES,

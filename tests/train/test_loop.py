@@ -18,7 +18,8 @@ from stylecrafter_jax.checkpoints.bundle import BundleWriter, load_bundle, part_
 from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError, read_tensors
 from stylecrafter_jax.cli import main
-from stylecrafter_jax.config import ConfigError, to_dict
+from stylecrafter_jax.config import ConfigError
+from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.train import loop, runs
@@ -258,7 +259,7 @@ def test_killed_equals_uninterrupted(experiment, tmp_path):
     steps = changed(experiment, train__steps=50, train__save_every=5)
     config = tmp_path / "config.py"
     config.write_text(
-        "from stylecrafter_jax.config import from_dict\n"
+        "from stylecrafter_jax.config_json import from_dict\n"
         "from stylecrafter_jax.train.experiment import Experiment\n"
         f"def get_config():\n    return from_dict(Experiment, {to_dict(steps)!r})\n"
     )

@@ -25,3 +25,9 @@ def test_cases_are_combinations_that_training_never_draws():
     # The list begins alike, however long it is.
     assert cases(12)[:5] == chosen[:5]
     assert draw(chosen[0].scene).shape == (8, 64, 64, 3)
+
+
+def test_pictures_may_be_asked_for_instead():
+    for case in cases(20, pictures=True):
+        assert held_out(case.scene.content, case.scene.place, "")
+        assert case.scene.motion == "" and draw(case.scene).shape == (1, 64, 64, 3)

@@ -50,7 +50,7 @@ def test_held_out_split_holds_nothing_else(kind):
         assert scene.style is None or scene.style.family in HELD_OUT_FAMILIES
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "styled_same"])
 def test_references_share_the_style_and_nothing_else(kind):
     for item in items(kind, 200):
         for reference in item.references:
@@ -59,6 +59,11 @@ def test_references_share_the_style_and_nothing_else(kind):
             assert reference.place != item.scene.place
             assert len(reference.track) == 1
             assert reference.motion == ""
+
+
+def test_without_augmentation_the_reference_is_the_target():
+    for item in items("styled_same", 20):
+        assert item.scene.style is not None and set(item.references) == {item.scene}
 
 
 def test_kinds_are_what_they_say():
