@@ -79,9 +79,9 @@ def get_model() -> NewModel:
             steps=25,
             sampler="dpmsolver++",
             text_guidance=2.0,
-            style_guidance=2.0,
+            style_guidance=3.0,
             image_text_guidance=2.0,
-            image_style_guidance=2.0,
+            image_style_guidance=3.0,
         ),
     )
     sources = WorldSource("looks", CAPTIONS), WorldSource("clips", CAPTIONS)

@@ -256,7 +256,7 @@ class StyleCrafter:
         key = ("sample", options.program_key(), start is None)
         unet, styled = self._part("unet"), condition.style is not None
         prepare, denoiser = make_denoiser(self.networks, self.schedule, options, styled=styled)
-        given = self.programs.run(("prepare", *key), prepare, unet, condition)
+        given = self.programs.run(("prepare", options.guidance), prepare, unet, condition)
         fps = jnp.full((len(requests),), options.condition_fps or 0, jnp.float32)
 
         def run(unet, given, fps, keys, state, first, stop):

@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     """Writes demo.mp4, demo_sheet.png (references in its first column) and the references."""
     keep_on_disk()
     model = StyleCrafter.load(embedded.BUNDLE)
-    pictures = [references()[number] for _, number in CLIPS]
+    drawn = references()
+    pictures = [drawn[number] for _, number in CLIPS]
     requests = [
         Request(prompt, (picture,), None, i)
         for i, ((prompt, _), picture) in enumerate(zip(CLIPS, pictures, strict=True))

@@ -33,8 +33,9 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None:
             raise JobError(f"--demo brings its own prompts and metrics; leave out --{name}")
     count = COUNT if args.count is None else args.count
-    if count < 1 or args.batch_size < 1:
-        raise JobError(f"--count and --batch-size must be at least 1, got {count}")
+    least = min(count, args.batch_size)
+    if least < 1:
+        raise JobError(f"--count and --batch-size must be at least 1, got {least}")
     bundle: Path = args.bundle or embedded.BUNDLE
     options = make_options(args, read_config(bundle))
     known = (1 if options.image else FRAMES, SIZE, SIZE)
@@ -45,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     model = StyleCrafter.load(bundle, dtype=args.dtype, param_dtype=args.param_dtype)
     args.out.mkdir(parents=True, exist_ok=True)
     wanted, clips = cases(count, pictures=options.image), []
-    made = generate_cases(model, wanted, options, batch_size=min(args.batch_size, count))
+    drawing = generate_cases(model, wanted, options, batch_size=least)
     with tqdm(total=count, desc="clips", unit="clip", disable=args.quiet) as bar:
         for _ in range(count):
-            clips.append(interruptible(lambda _: next(made)))
+            clips.append(interruptible(lambda _: next(drawing)))
             bar.update()
     notes = {
         "bundle": str(bundle.name),

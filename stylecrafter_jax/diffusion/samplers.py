@@ -250,14 +250,15 @@ def sample(
     _check_arrays(x, plan, keys, noise)
     steps = plan.steps
 
-    def body(carry, row):
-        i, state = carry
-        state, x0 = _step(denoise, state, row, _fresh(plan, keys, i, x) if noise is None else None)
+    def body(carry, inputs):
+        (i, state), (row, given) = carry, inputs
+        fresh = _fresh(plan, keys, i, x) if given is None else given
+        state, x0 = _step(denoise, state, row, fresh)
         done = i + 1 if callback is None else _report(callback, i, steps, x0, preview_every)
         return (done, state), Trajectory(state.x, x0) if trajectory else None
 
     carry = (jnp.int32(0), solvers.start(x))
-    (_, state), path = jax.lax.scan(body, carry, _rows(plan, x, noise), length=steps)
+    (_, state), path = jax.lax.scan(body, carry, (_rows(plan, x), noise), length=steps)
     return (state.x, path) if trajectory else state.x
 
 
@@ -285,7 +286,7 @@ def advance(
         ValueError: the latents or `keys` do not fit, or keys are needed and not given.
     """
     _check_arrays(state.x, plan, keys, None)
-    rows = _rows(plan, state.x, None)
+    rows = _rows(plan, state.x)
 
     def body(i, state):
         row = jax.tree.map(lambda column: column[i], rows)
@@ -295,17 +296,16 @@ def advance(
 
 
 class _Row(NamedTuple):
-    """What a step reads: scalars, and the noise to add if the caller brings it."""
+    """What a step reads of its plan, all scalars."""
 
     t: Array
     coefficients: Any
-    noise: Array | None
 
 
-def _rows(plan: Plan, x: Array, noise: Array | None) -> _Row:
+def _rows(plan: Plan, x: Array) -> _Row:
     """Returns the rows of all steps, stacked."""
     table = jax.tree.map(lambda column: jnp.asarray(column, x.dtype), plan.coefficients)
-    return _Row(jnp.asarray(plan.timesteps, jnp.float32), table, noise)
+    return _Row(jnp.asarray(plan.timesteps, jnp.float32), table)
 
 
 def _step(
@@ -313,8 +313,7 @@ def _step(
 ) -> tuple[State, Float[Array, "b ..."]]:
     """Returns the state after a step, and its estimate of x0."""
     out = denoise(state.x, jnp.full(state.x.shape[:1], row.t))
-    noise = row.noise if fresh is None else fresh
-    return solvers.step(state, out.astype(state.x.dtype), row.coefficients, noise)
+    return solvers.step(state, out.astype(state.x.dtype), row.coefficients, fresh)
 
 
 def _fresh(plan: Plan, keys: Array | None, i: Array, x: Array) -> Array | None:

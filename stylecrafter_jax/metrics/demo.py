@@ -26,7 +26,7 @@ from stylecrafter_jax.options import Resolved
 from stylecrafter_jax.request import Request
 from stylecrafter_jax.world.contents import CONTENTS
 from stylecrafter_jax.world.drawing import draw
-from stylecrafter_jax.world.held_out import Case, references
+from stylecrafter_jax.world.held_out import STYLES, Case, references
 from stylecrafter_jax.world.scenes import MOTIONS
 
 Clip = UInt8[np.ndarray, "f h w 3"]
@@ -106,7 +106,8 @@ def report(
         notes: what generated them.
     """
     found = measure(clips, cases, judges, clip)
-    true = measure([draw(case.scene) for case in cases], cases, judges, clip)
+    drawn = [draw(case.scene) for case in cases]
+    true = measure(drawn, cases, judges, clip)
     values = {
         **found,
         **{TRUE[name]: value for name, value in true.items()},
@@ -120,7 +121,7 @@ def report(
             "intervals": {name: mean_interval(value) for name, value in values.items()},
             "chance": {
                 "content_accuracy": 1 / len(CONTENTS),
-                "style_retrieval_top1": 1 / len(references()),
+                "style_retrieval_top1": 1 / len(STYLES),
                 "motion_accuracy": 1 / len(MOTIONS),
             },
             "cases": [
@@ -131,15 +132,17 @@ def report(
             "notes": notes,
         },
     )
-    return [table, _write_sheet(out / "sheet.png", cases, clips)]
+    return [table, _write_sheet(out / "sheet.png", cases, clips, drawn)]
 
 
-def _write_sheet(path: Path, cases: Sequence[Case], clips: Sequence[Clip]) -> Path:
+def _write_sheet(
+    path: Path, cases: Sequence[Case], clips: Sequence[Clip], true: Sequence[Clip]
+) -> Path:
     """Writes the first cases: reference, frames of the clip, and the true clip's middle frame."""
     pictures = references()
     rows = [
-        np.concatenate([pictures[case.style][None], clip, draw(case.scene)[len(clip) // 2][None]])
-        for case, clip in zip(cases[:SHEET_ROWS], clips, strict=False)
+        np.concatenate([pictures[case.style][None], clip, drawn[len(drawn) // 2][None]])
+        for case, clip, drawn in zip(cases[:SHEET_ROWS], clips, true, strict=False)
     ]
     sheet = contact_sheet(rows, len(rows[0])).repeat(2, axis=0).repeat(2, axis=1)
     write_frames(sheet[None], path, fps=1)

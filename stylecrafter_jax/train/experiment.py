@@ -103,7 +103,6 @@ class OptimizerConfig:
     """
 
     name: Literal["adamw", "muon"] = "adamw"
-
     learning_rate: float = 1e-4
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = 0
