@@ -2,14 +2,16 @@
 
 Reproduces: nothing published; the real base is VideoCrafter. The base must have seen styled
 pictures, with words for their styles, before it is frozen: a base that knows one look cannot be
-styled by an adapter alone. The world is drawn on the fly, so no picture comes twice; see
-launch/train_demo.sh for the whole recipe.
+styled by an adapter alone. The world is drawn on the fly, so no picture comes twice.
 
 Pictures alone come first, since a clip costs as much as eight. The v loss has no weights: shapes
 are decided where there is most noise.
 
+By default the embedded model goes on learning; launch/train_demo.sh starts from nothing.
+
 Command:
-    stylecrafter train configs/demo_base.py --out runs/demo_pictures --set data.videos=null
+    stylecrafter train configs/demo_base.py --out runs/demo_pictures \
+        --set bundle=bundles/demo_clip data.videos=null
     stylecrafter merge runs/demo_pictures bundles/demo_pictures
     stylecrafter train configs/demo_base.py --out runs/demo_base --set bundle=bundles/demo_pictures
     stylecrafter merge runs/demo_base bundles/demo_base
@@ -17,6 +19,7 @@ Command:
 
 from stylecrafter_jax.data.transforms import Drop
 from stylecrafter_jax.diffusion.guidance import Guidance
+from stylecrafter_jax.embedded import BUNDLE
 from stylecrafter_jax.train.experiment import (
     DataConfig,
     Experiment,
@@ -30,7 +33,7 @@ def get_config() -> Experiment:
     """Returns the run."""
     return Experiment(
         stage="base",
-        bundle="bundles/demo_clip",
+        bundle=str(BUNDLE),
         data=DataConfig(
             images="world:looks",
             videos="world:clips",

@@ -2,14 +2,18 @@
 
 Reproduces: StyleCrafter (arXiv 2312.00330), sec. 4.1, in miniature. Target and reference share the
 style and nothing else, and captions have no style words, so the style can only come from the
-reference. See launch/train_demo.sh for the whole recipe.
+reference.
+
+By default the embedded model goes on learning; launch/train_demo.sh starts from nothing.
 
 Command:
-    stylecrafter train configs/demo_stage1.py --out runs/demo_stage1
+    stylecrafter train configs/demo_stage1.py --out runs/demo_stage1 \
+        --set bundle=bundles/demo_base
     stylecrafter merge runs/demo_stage1 bundles/demo_stage1
 """
 
 from stylecrafter_jax.data.transforms import Drop
+from stylecrafter_jax.embedded import BUNDLE
 from stylecrafter_jax.train.experiment import DataConfig, Experiment, OptimizerConfig, TrainConfig
 
 
@@ -17,7 +21,7 @@ def get_config() -> Experiment:
     """Returns the run."""
     return Experiment(
         stage="stage1",
-        bundle="bundles/demo_base",
+        bundle=str(BUNDLE),
         data=DataConfig(
             images="world:styled",
             height=64,
@@ -29,6 +33,7 @@ def get_config() -> Experiment:
             name="muon",
             learning_rate=1e-3,
             schedule="cosine",
+            decay_steps=3_000,
             warmup_steps=100,
             b2=0.99,
             clip_norm=1.0,

@@ -2,7 +2,6 @@ import errno
 import itertools
 import json
 import os
-import resource
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from stylecrafter_jax.jobs import Entry, Job, JobError
 from stylecrafter_jax.media.video import read_video
 from stylecrafter_jax.options import Options
 from stylecrafter_jax.outputs import describe_request, is_done, make_folders, write_result
+from tests.limits import largest_file
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3), dtype=np.uint8)
 SUFFIXES = {"mp4": ".mp4", "gif": ".gif", "webp": ".webp", "frames": "", "sheet": ".png"}
@@ -184,13 +184,8 @@ def test_no_stop_leaves_a_result_with_anothers_sidecar(tmp_path, monkeypatch, fo
 @pytest.mark.parametrize("form", SUFFIXES)
 def test_a_file_system_that_takes_no_more_leaves_no_half_file(tmp_path, form):
     it = job(tmp_path, form)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
-    try:
-        with pytest.raises(JobError) as caught:
-            write(it, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with largest_file(64), pytest.raises(JobError) as caught:
+        write(it, {})
     assert str(caught.value) == f"cannot write {it.path}: File too large"
     assert files(tmp_path) == []
 

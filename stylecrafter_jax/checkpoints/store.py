@@ -5,6 +5,8 @@ Frozen weights are not stored: a run names the bundle it started from by the has
 
 import contextlib
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,11 +136,16 @@ class Store:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            message = str(error).strip().splitlines()[0]
             raise CheckpointError(
-                f"cannot write a checkpoint to {self._manager.directory}: {message:.300}; the "
+                f"cannot write a checkpoint to {self._manager.directory}: {_reason(error)}; the "
                 "earlier ones are intact"
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Returns the system's reason, which TensorStore hides at the end of a long line, or a line."""
+    found = re.search(r"\[os_error_code='(\d+)'", str(error))
+    return os.strerror(int(found[1])) if found else f"{str(error).strip().splitlines()[0]:.300}"
 
 
 def _loss(metrics: Mapping[str, float]) -> float:

@@ -1,6 +1,7 @@
 """`stylecrafter train` and `stylecrafter merge`."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -71,6 +72,9 @@ def _train(args: argparse.Namespace) -> int:
     from stylecrafter_jax.train.runs import read_run
 
     keep_on_disk()
+    # What Orbax's threads log with a traceback is raised as well, and becomes one line.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     experiment = override(load_experiment(args.config), args.settings)
     if args.resume:
         read_run(args.out)

@@ -63,6 +63,7 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
     Raises:
         ConfigError, CheckpointError, DataError: the config, the bundle or the data cannot be used.
         TrainingError: too many updates in a row were not finite. Earlier checkpoints are intact.
+        OSError: the metrics cannot be written; the state is saved if a checkpoint can be.
     """
     stage, settings, data = STAGES[experiment.stage], experiment.train, experiment.data
     frozen_dtype = jnp.dtype(settings.frozen_dtype)
@@ -160,7 +161,11 @@ class _Loop(NamedTuple):
             if last or done % settings.log_every == 0:
                 values = watch.values()
                 values["learning_rate"] = np.asarray(rate(done - 1 - int(values["skipped"]))).item()
-                self.log.write(done, values)
+                try:
+                    self.log.write(done, values)
+                except OSError:
+                    self._save(done, state, watch, saved)
+                    raise
                 self.bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             # A checkpoint that is due at a step that was skipped waits for the next healthy one.
             if last or done // settings.save_every > saved // settings.save_every:

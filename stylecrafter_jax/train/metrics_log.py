@@ -1,18 +1,22 @@
 """A run's metrics: one JSON object a line, and TensorBoard."""
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore  # generated
 
 from stylecrafter_jax.files import write_text
 
-METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
+METRICS, SKIPPED, BOARD = "metrics.jsonl", "skipped.jsonl", "tensorboard"
 
 
 class MetricsLog:
@@ -24,36 +28,67 @@ class MetricsLog:
         run: the run's folder.
         step: the step a run continues from; later lines, of steps that will be done again, are
             dropped, so that the files are those of a run without a stop.
+
+    Raises:
+        OSError: a file cannot be written, here or in a method; it is named.
     """
 
     def __init__(self, run: Path, step: int = 0):
         for name in (METRICS, SKIPPED):
             _keep_until(run / name, step)
+        self._run = run
         self._metrics = (run / METRICS).open("a", encoding="utf-8")
         self._skipped = (run / SKIPPED).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._board = _Board(run / BOARD, step + 1)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes one line; it is on disk when this returns."""
-        self._metrics.write(_line({"step": step, **metrics}))
-        self._metrics.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        with _naming(self._run / METRICS):
+            self._metrics.write(_line({"step": step, **metrics}))
+            self._metrics.flush()
+        with _naming(self._run / BOARD):
+            self._board.add(step, *(summary.scalar(*pair) for pair in metrics.items()))
 
     def write_skipped(self, step: int, loss: float, index: list[int]) -> None:
         """Notes a step whose update was skipped, and which records were in its batch."""
-        self._skipped.write(_line({"step": step, "loss": loss, "index": index}))
-        self._skipped.flush()
+        with _naming(self._run / SKIPPED):
+            self._skipped.write(_line({"step": step, "loss": loss, "index": index}))
+            self._skipped.flush()
 
     def write_image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
         """Shows an image in TensorBoard."""
-        self._board.add_image(name, image, step, dataformats="HWC")
+        with _naming(self._run / BOARD):
+            self._board.add(step, summary.image(name, image, dataformats="HWC"))
 
     def close(self) -> None:
-        """Flushes and closes everything."""
-        self._metrics.close()
-        self._skipped.close()
-        self._board.close()
+        """Closes everything; each line was on disk, or refused, when it was written."""
+        for file in (self._metrics, self._skipped, self._board):
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+class _Board:
+    """One of TensorBoard's event files, written at once.
+
+    tensorboardX's `SummaryWriter` writes in a thread, which a full disk ends unheard; after ten
+    more events the run would wait for it forever.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        start = SessionLog(status=SessionLog.START)
+        self._file.write_event(Event(step=first_step, wall_time=time.time(), session_log=start))
+
+    def add(self, step: int, *summaries: Any) -> None:
+        """Writes summaries of a step."""
+        for content in summaries:
+            self._file.write_event(Event(step=step, wall_time=time.time(), summary=content))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 def read_metrics(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
@@ -63,6 +98,15 @@ def read_metrics(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Names the file in errors of writing to it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _line(row: Mapping[str, Any]) -> str:

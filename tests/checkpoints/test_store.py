@@ -1,6 +1,5 @@
 """Training checkpoints: the newest and the best stay, a broken one never does."""
 
-import resource
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import pytest
 
 from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError
+from tests.limits import largest_file
 
 
 class State(NamedTuple):
@@ -78,18 +78,16 @@ def test_a_disk_that_is_full_is_one_line_and_loses_nothing(make_store):
     store = make_store()
     store.save(1, state(1.0), {}, 0.5)
     store.wait()
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     rng = np.random.default_rng(0)
     large = State(jnp.int32(2), {"a/b": jnp.asarray(rng.standard_normal(10**6)), "c": jnp.ones(())})
-    # A file that may not grow stands for a disk that is full: both fail the write itself.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
-    try:
-        with pytest.raises(CheckpointError, match="cannot write a checkpoint") as error:
-            store.save(2, large, {}, 0.4)
-            store.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert "\n" not in str(error.value) and "earlier ones are intact" in str(error.value)
+    with (
+        largest_file(100_000),
+        pytest.raises(CheckpointError, match="cannot write a checkpoint") as error,
+    ):
+        store.save(2, large, {}, 0.4)
+        store.wait()
+    message = str(error.value)
+    assert "\n" not in message and ": File too large; the earlier ones are intact" in message
     again = make_store()
     assert again.latest() == 1
     np.testing.assert_array_equal(again.restore(state(0.0)).state.weights["a/b"], [1.0] * 3)

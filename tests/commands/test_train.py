@@ -1,7 +1,9 @@
 """The `train` and `merge` subcommands, without training where that is not the claim."""
 
 import argparse
+import json
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,8 @@ from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.train import loop
 from stylecrafter_jax.train.loop import Outcome
 from tests.train.conftest import experiment, pictures  # noqa: F401 - fixtures
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -71,3 +75,12 @@ def test_train_and_merge(run, config, tmp_path):
     assert run("train", config, "--out", folder, "--set", "train.steps=1", "--quiet") == 0
     assert run("merge", folder, out) == 0
     assert is_bundle(out)
+
+
+def test_the_demo_model_trains_right_after_the_install_and_longer_later(run, tmp_path):
+    config, folder = CONFIGS / "demo_stage1.py", tmp_path / "run"
+    small = ("--quiet", "--set", "data.image_batch=2", "train.log_every=1")
+    for steps in (1, 2):
+        assert run("train", config, "--out", folder, *small, f"train.steps={steps}") == 0
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]

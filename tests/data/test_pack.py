@@ -1,7 +1,4 @@
-import contextlib
 import json
-import resource
-import signal
 
 import pytest
 
@@ -10,6 +7,7 @@ from stylecrafter_jax.data.pack import Requirements, pack
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.data.sources import open_source
 from tests.data.conftest import numbered_clip, picture
+from tests.limits import largest_file
 
 
 @pytest.fixture
@@ -120,19 +118,6 @@ def test_mistakes_are_one_line(mixed, photos, tmp_path):
             file.write_bytes(b"")
     with pytest.raises(DataError, match="none of the 15 records can be used; the first is 00.jpg"):
         pack(open_source(photos), tmp_path / "none")
-
-
-@contextlib.contextmanager
-def largest_file(size):
-    """Files cannot grow over `size` bytes, as on a disk that fills up."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing_that_was_finished(tmp_path):

@@ -1,5 +1,4 @@
 import errno
-import resource
 
 import av
 import numpy as np
@@ -14,6 +13,7 @@ from stylecrafter_jax.media.video import (
     to_uint8,
     write_frames,
 )
+from tests.limits import largest_file
 
 MULTIPLE = ["a.mp4", "a.gif", "a.webp", "frames"]
 SINGLE = ["a.png", "a.jpg", "a.JPEG"]
@@ -195,13 +195,8 @@ def test_encoder_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", MULTIPLE + SINGLE)
 def test_file_that_grows_too_large_is_one_line_and_leaves_nothing(tmp_path, name):
     frames = noise(4 if name in MULTIPLE else 1, 192)
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limit[1]))
-    try:
-        with pytest.raises(MediaError) as error:
-            write_frames(frames, tmp_path / name, fps=8)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with largest_file(8192), pytest.raises(MediaError) as error:
+        write_frames(frames, tmp_path / name, fps=8)
     assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
     assert only(tmp_path)
 

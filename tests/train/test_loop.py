@@ -1,5 +1,6 @@
 """Whole runs on a small model: stopped and resumed, refused, gone wrong."""
 
+import errno
 import os
 import shutil
 import signal
@@ -229,6 +230,23 @@ def test_broken_data_ends_the_run_with_a_line_and_a_checkpoint(toy, experiment, 
     done = len(rows(run))
     assert done > 0
     assert int(state_of(run, strict, strict.bundle).step) == done
+
+
+def test_a_full_disk_for_metrics_ends_the_run_with_a_checkpoint(
+    toy, experiment, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+
+    class Full(MetricsLog):
+        def write(self, step, metrics):
+            if step == 2:
+                raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+            super().write(step, metrics)
+
+    monkeypatch.setattr(loop, "MetricsLog", Full)
+    with pytest.raises(OSError, match="No space left"):
+        train(changed(experiment, train__log_every=1), run, progress=False)
+    assert int(state_of(run, experiment, experiment.bundle).step) == 2
 
 
 def test_merged_run_is_a_bundle(toy, experiment, tmp_path):
