@@ -103,7 +103,8 @@ def trained(name: str, seed: int, args: argparse.Namespace) -> Path:
         # Joint training gets the steps of both stages.
         steps += args.steps if name == "joint" else 0
         folder = args.out / "runs" / f"{name}_{seed}"
-        set_ = (f"bundle={source}", f"train.steps={steps}", f"train.seed={seed}", *settings)
+        length = (f"train.steps={steps}", f"optimizer.decay_steps={steps}")
+        set_ = (f"bundle={source}", *length, f"train.seed={seed}", *settings)
         run("train", config, "--out", folder, "--quiet", "--set", *set_)
         run("merge", folder, bundle)
     return bundle

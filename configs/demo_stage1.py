@@ -42,7 +42,7 @@ def get_config() -> Experiment:
             steps=3_000,
             save_every=500,
             log_every=50,
-            ema_decay=0.998,
+            ema_decay=0.995,
             compute_dtype="float32",
             frozen_dtype="float32",
         ),

@@ -45,7 +45,7 @@ def get_config() -> Experiment:
             steps=1_000,
             save_every=250,
             log_every=25,
-            ema_decay=0.995,
+            ema_decay=0.99,
             compute_dtype="float32",
             frozen_dtype="float32",
         ),

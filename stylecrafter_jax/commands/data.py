@@ -19,6 +19,8 @@ SOURCE_HELP = (
     "a folder of pictures or videos, a CSV or JSONL table, a .tar or ArrayRecord file or a folder "
     "of them, or tfds:NAME"
 )
+# A world's scenes are drawn for it, so that fewer say enough.
+WORLD_SAMPLE = 200
 
 
 def add_parser(commands) -> None:
@@ -27,10 +29,10 @@ def add_parser(commands) -> None:
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     parser = actions.add_parser("inspect", help="counts, sizes, problems, a contact sheet")
     add = parser.add_argument
-    _add_source(parser)
+    _add_source(parser, f"{SOURCE_HELP}, or the demo world's world:KIND[:COUNT[:SEED]]")
     add("--sheet", type=Path, metavar="PNG", help="write style crop, target and caption in rows")
     add("--rows", type=int, default=8, metavar="N", help="rows of the sheet (8)")
-    add("--sample", type=int, default=1000, metavar="N", help="records to look at (1000); 0: all")
+    add("--sample", type=int, metavar="N", help="records to look at (1000); 0: all")
     add("--clean", choices=tuple(RULES), default="clean", help="how captions are cleaned (clean)")
     add("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"), help="(512 512)")
     add("--frames", type=int, default=1, metavar="N", help="frames a clip must have (1)")
@@ -53,9 +55,9 @@ def add_parser(commands) -> None:
     encode.add_parser(actions)
 
 
-def _add_source(parser: argparse.ArgumentParser) -> None:
+def _add_source(parser: argparse.ArgumentParser, text: str = SOURCE_HELP) -> None:
     add = parser.add_argument
-    add("source", help=SOURCE_HELP)
+    add("source", help=text)
     add("--captions", type=Path, metavar="FILE", help="the caption table, if not in the folder")
     add("--videos", type=Path, metavar="DIR", help="the clips of a WebVid table")
     add("--split", default="train", metavar="NAME", help="of TensorFlow Datasets (train)")
@@ -90,12 +92,15 @@ def _inspect(args: argparse.Namespace) -> int:
     from stylecrafter_jax.data.transforms import Transform
     from stylecrafter_jax.media.video import write_frames
     from stylecrafter_jax.tokenizer import Tokenizer
+    from stylecrafter_jax.world.source import WORLD
 
+    if args.source.startswith(WORLD):
+        return _inspect_world(args)
     source = _open(args)
     transform = Transform(
         tokenizer=Tokenizer.load(), size=tuple(args.size), frames=args.frames, captions=args.clean
     )
-    sample = min(args.sample or len(source), len(source))
+    sample = min(1000 if args.sample is None else args.sample or len(source), len(source))
     indices = np.linspace(0, len(source) - 1, sample).round().astype(int).tolist()
     with tqdm(total=sample, unit="record", leave=False) as bar:
         found = survey(
@@ -112,6 +117,38 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.sheet:
         examples = _examples(source, transform, args.rows, args.seed)
         write_frames(sheet(examples)[None], args.sheet, fps=1)
+        print(f"wrote {args.sheet}", file=sys.stderr)
+    return 0
+
+
+def _inspect_world(args: argparse.Namespace) -> int:
+    """Prints what a source of the demo world draws and how fast, and writes the sheet."""
+    import time
+
+    from stylecrafter_jax.data.survey import sheet
+    from stylecrafter_jax.media.video import write_frames
+    from stylecrafter_jax.world.source import open_world, shown
+
+    source = open_world(args.source)
+    count = min(WORLD_SAMPLE if args.sample is None else args.sample or len(source), len(source))
+    shown(source[0])  # reads the drawings
+    begun = time.perf_counter()
+    pixels = sum(len(shown(source[i]).pixels) for i in range(count))
+    rate = count / (time.perf_counter() - begun)
+    found = {
+        "name": source.name,
+        "records": len(source),
+        "drawn": count,
+        "frames": pixels // count,
+        "records_per_second": rate,
+    }
+    text = (
+        f"{source.name}: {len(source)} scenes of {pixels // count} frames, drawn as they are "
+        f"read, each with a reference: {rate:.0f} a second in one thread"
+    )
+    print(json.dumps(found) if args.json else text)
+    if args.sheet:
+        write_frames(sheet([shown(source[i]) for i in range(args.rows)])[None], args.sheet, fps=1)
         print(f"wrote {args.sheet}", file=sys.stderr)
     return 0
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stylecrafter_jax.data.records import DataError
-from stylecrafter_jax.data.transforms import Drop, drop_flags
+from stylecrafter_jax.data.transforms import Drop, Pictures, drop_flags
 from stylecrafter_jax.tokenizer import Tokenizer
 from stylecrafter_jax.world.contents import CONTENTS, MODEL_SETS
 from stylecrafter_jax.world.drawing import caption, draw
@@ -175,20 +175,27 @@ class WorldTransform:
     def __call__(self, item: WorldItem, rng: np.random.Generator) -> dict[str, Any]:
         """Returns what `data.transforms.Transform` returns, of 64x64 pixels or less."""
         drop_text, drop_style = drop_flags(self.drop, rng)
-        pixels = draw(item.scene)
+        pixels, style, fps, words = shown(item, self.references)
         if self.side < SIZE:
             top, left = rng.integers(0, SIZE - self.side + 1, 2)
             pixels = pixels[:, top : top + self.side, left : left + self.side]
         example = {
             "pixels": pixels,
-            "ids": self.tokenizer([item.caption])[0],
-            "fps": np.float32(FPS if len(pixels) > 1 else 0.0),
+            "ids": self.tokenizer([words])[0],
+            "fps": np.float32(fps),
             "drop_text": np.bool_(drop_text),
         }
         if not self.references:
             return example
-        style = np.concatenate([draw(scene) for scene in item.references[: self.references]])
         return {**example, "style": style, "drop_style": np.bool_(drop_style)}
+
+
+def shown(item: WorldItem, references: int = 1) -> Pictures:
+    """Draws an item and its first references."""
+    pixels = draw(item.scene)
+    styles = [draw(scene) for scene in item.references[:references]]
+    style = np.concatenate([np.empty((0, SIZE, SIZE, 3), np.uint8), *styles])
+    return Pictures(pixels, style, FPS if len(pixels) > 1 else 0.0, item.caption)
 
 
 def open_world(spec: str, *, frames: int = FRAMES) -> WorldSource:

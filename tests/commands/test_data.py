@@ -10,6 +10,8 @@ from PIL import Image
 from stylecrafter_jax.commands.data import add_parser
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.data.sources import open_source
+from stylecrafter_jax.world.drawing import draw
+from stylecrafter_jax.world.source import open_world
 from tests.data.conftest import picture
 
 
@@ -49,6 +51,20 @@ def test_inspect_of_nothing_usable_fails(photos):
     for file in photos.glob("*.jpg"):
         file.write_bytes(b"")
     assert run("inspect", photos) == 1
+
+
+def test_inspect_shows_the_demo_world(tmp_path, capsys):
+    out = tmp_path / "sheet.png"
+    assert run("inspect", "world:styled:50", "--sheet", out, "--rows", 2, "--sample", 3) == 0
+    assert "world:styled:50:0: 50 scenes of 1 frames" in capsys.readouterr().out
+    page = np.asarray(Image.open(out))
+    source = open_world("world:styled:50")
+    tile = Image.fromarray(draw(source[1].scene)[0]).resize((160, 160), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(page[166:326, 166:326], tile)
+    assert run("inspect", "world:clips", "--json", "--sample", 2) == 0
+    assert json.loads(capsys.readouterr().out)["frames"] == 8
+    with pytest.raises(DataError, match="there is no kind of world"):
+        run("inspect", "world:stiled")
 
 
 def test_pack_says_what_was_refused_and_why(photos, tmp_path, capsys):
