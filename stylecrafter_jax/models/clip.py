@@ -19,6 +19,8 @@ from transformers.models.clip.modeling_flax_clip import (
 
 from stylecrafter_jax.config import CLIPConfig
 
+TOKEN_STD = 0.3
+
 
 def text_tower(config: CLIPConfig, layers: int) -> FlaxCLIPTextTransformer:
     """Returns the text tower cut after `layers` blocks, its final norm included."""
@@ -161,6 +163,8 @@ def init_params(config: CLIPConfig, key: Array) -> tuple[dict[str, Any], dict[st
     """Returns freshly initialised nested parameters of the text and the image encoder.
 
     Each holds its tower and its projection into the common space; the text's also `logit_scale`.
+    Token embeddings start `TOKEN_STD` large: what training pictures never show, such as the words
+    of a motion, keeps the code it began with, and shorter codes drown in what the layers add.
     """
     text, vision = config.text, config.vision
     keys = jax.random.split(key, 4)
@@ -172,6 +176,8 @@ def init_params(config: CLIPConfig, key: Array) -> tuple[dict[str, Any], dict[st
             keys[0], ids, jnp.ones_like(ids), positions
         )
         vision_model = vision_tower(config).init(keys[1], pixels)
+    tokens = text_model["params"]["embeddings"]["token_embedding"]
+    tokens["embedding"] *= TOKEN_STD / jnp.std(tokens["embedding"])
     normal = jax.nn.initializers.normal(0.02)
     text_encoder = {
         "text_model": text_model["params"],

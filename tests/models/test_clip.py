@@ -121,3 +121,12 @@ def test_text_is_pooled_at_the_first_end_token_whatever_its_id(encoders):
     after = run(encoders[0], CLIP, IDS.at[0, 4:].set(7), jnp.int32(10))
     before = run(encoders[0], CLIP, IDS, jnp.int32(10))
     assert_allclose(after, before, atol=1e-6)
+
+
+def test_a_new_text_tower_tells_any_two_words_apart():
+    text, _ = clip.init_params(CLIP, jax.random.key(0))
+    words = jnp.array([[9, 3, word, 10, 0, 0] for word in range(1, 9)])
+    found = np.asarray(encode_text(text, words))[:, 2]
+    # Codes that have nothing in common are the square root of 2 of their length apart.
+    distance = np.linalg.norm(found[:, None] - found, axis=-1)[np.triu_indices(8, 1)]
+    assert distance.min() > np.sqrt(2) / 2 * np.linalg.norm(found, axis=-1).mean()
