@@ -139,19 +139,22 @@ class LossConfig:
     """Options of the losses; the defaults of the denoising loss are the original's plain one.
 
     Attributes:
-        min_snr_gamma: see `objective.denoising`; likewise `weight_floor` and `noise_offset`.
+        min_snr_gamma: see `objective.denoising`; likewise `weight_floor`, `noise_offset` and
+            `timestep_shift`.
         kl_weight: see `encoder_losses.reconstruction`.
     """
 
     min_snr_gamma: float | None = None
     weight_floor: float = 0.0
     noise_offset: float = 0.0
+    timestep_shift: float = 1.0
     kl_weight: float = 1e-4
 
     def __post_init__(self):
         _in_range("loss.min_snr_gamma", self.min_snr_gamma, 1e-30)
         _in_range("loss.weight_floor", self.weight_floor, 0, 1)
         _in_range("loss.noise_offset", self.noise_offset, 0)
+        _in_range("loss.timestep_shift", self.timestep_shift, 0.01, 100)
         _in_range("loss.kl_weight", self.kl_weight, 0)
 
 

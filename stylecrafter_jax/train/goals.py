@@ -34,4 +34,5 @@ def make_loss(experiment: Experiment, start: Start, mode: Mode) -> Loss:
         min_snr_gamma=options.min_snr_gamma,
         weight_floor=options.weight_floor,
         noise_offset=options.noise_offset,
+        timestep_shift=options.timestep_shift,
     )

@@ -14,7 +14,13 @@ from stylecrafter_jax.config import ScheduleConfig
 from stylecrafter_jax.diffusion.schedules import make_schedule
 from stylecrafter_jax.tokenizer import Tokenizer
 from stylecrafter_jax.train.experiment import STAGES
-from stylecrafter_jax.train.objective import EMPTY_TEXT, denoising, encode, snr_weight
+from stylecrafter_jax.train.objective import (
+    EMPTY_TEXT,
+    denoising,
+    draw_timesteps,
+    encode,
+    snr_weight,
+)
 from stylecrafter_jax.train.step import init_state, make_train_step
 
 KEY = jax.random.key(0)
@@ -119,3 +125,19 @@ def test_no_timestep_weighs_less_than_the_floor(floor):
     plain, floored = snr_weight(schedule, t, 5.0), snr_weight(schedule, t, 5.0, floor)
     assert float(plain[-1]) == 0.0  # the last step is pure noise
     np.testing.assert_array_equal(floored, np.maximum(plain, np.float32(floor)))
+
+
+def test_shifted_timesteps_by_hand():
+    """With shift 3 the shares 1/8, 3/8, 5/8, 7/8 become 0.3, 0.643, 0.833, 0.955."""
+    plain = np.asarray(draw_timesteps(KEY, 100, 4))
+    assert set(plain) == {0, 1, 2, 3}
+    expected = np.array([1, 2, 3, 3])[plain]
+    np.testing.assert_array_equal(draw_timesteps(KEY, 100, 4, 3.0), expected)
+
+
+@pytest.mark.parametrize("shift", [0.2, 1.0, 5.0])
+def test_shifted_timesteps_stay_in_the_schedule_and_half_lie_above_the_shifted_middle(shift):
+    t = np.asarray(draw_timesteps(KEY, 4000, 1000, shift))
+    assert t.min() >= 0 and t.max() <= 999
+    middle = 1000 * shift * 0.5 / (1 + (shift - 1) * 0.5)
+    assert np.mean(t >= middle) == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(4000))
