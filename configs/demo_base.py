@@ -4,8 +4,9 @@ Reproduces: nothing published; the real base is VideoCrafter. The base must have
 pictures, with words for their styles, before it is frozen: a base that knows one look cannot be
 styled by an adapter alone. The world is drawn on the fly, so no picture comes twice.
 
-Pictures alone come first, since a clip costs as much as eight. The v loss has no weights: shapes
-are decided where there is most noise.
+Three runs: pictures alone, since a clip costs as much as eight; clips with many of the noisiest
+timesteps, the only ones where a word such as "left" is needed to tell where something goes; both,
+to settle. The v loss has no weights: shapes are decided where there is most noise.
 
 By default the embedded model goes on learning; launch/train_demo.sh starts from nothing.
 
@@ -13,7 +14,13 @@ Command:
     stylecrafter train configs/demo_base.py --out runs/demo_pictures \
         --set bundle=bundles/demo_clip data.videos=null
     stylecrafter merge runs/demo_pictures bundles/demo_pictures
-    stylecrafter train configs/demo_base.py --out runs/demo_base --set bundle=bundles/demo_pictures
+    stylecrafter train configs/demo_base.py --out runs/demo_motion \
+        --set bundle=bundles/demo_pictures train.steps=4000 \
+        loss.timestep_shift=8 data.image_share=0.2
+    stylecrafter merge runs/demo_motion bundles/demo_motion
+    stylecrafter train configs/demo_base.py --out runs/demo_base \
+        --set bundle=bundles/demo_motion train.steps=500 train.ema_decay=0.99 \
+        optimizer.learning_rate=5e-4 optimizer.schedule=cosine optimizer.decay_steps=500
     stylecrafter merge runs/demo_base bundles/demo_base
 """
 

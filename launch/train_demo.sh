@@ -5,17 +5,17 @@
 #
 # WORK (work/demo) gets runs and bundles; WORK/bundles/demo is the result. Run it again
 # after a stop: what is finished is not done again, and a run goes on where it was stopped. With
-# STAGEs (autoencoder clip pictures base stage1 stage2), only these; others must be finished.
+# STAGEs (autoencoder clip pictures motion base stage1 stage2), only these; others must be finished.
 # SETTINGS in the environment, such as "train.steps=100 train.log_every=10", go to every run.
 set -euo pipefail
 
 work=${1:-work/demo}
 shift || true
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(autoencoder clip pictures base stage1 stage2)
+[ ${#stages[@]} -gt 0 ] || stages=(autoencoder clip pictures motion base stage1 stage2)
 for name in "${stages[@]}"; do
     case $name in
-        autoencoder | clip | pictures | base | stage1 | stage2) ;;
+        autoencoder | clip | pictures | motion | base | stage1 | stage2) ;;
         *) echo "train_demo.sh: there is no stage $name" >&2; exit 2 ;;
     esac
 done
@@ -41,7 +41,13 @@ for name in "${stages[@]}"; do
         autoencoder) stage autoencoder new autoencoder ;;
         clip) stage clip autoencoder clip ;;
         pictures) stage base clip pictures data.videos=null ;;
-        base) stage base pictures base ;;
+        motion)
+            stage base pictures motion train.steps=4000 loss.timestep_shift=8 data.image_share=0.2
+            ;;
+        base)
+            stage base motion base train.steps=500 train.ema_decay=0.99 \
+                optimizer.learning_rate=5e-4 optimizer.schedule=cosine optimizer.decay_steps=500
+            ;;
         stage1) stage stage1 base stage1 ;;
         stage2) stage stage2 stage1 demo ;;
     esac

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 SCRIPT = Path(__file__).parents[1] / "launch" / "train_demo.sh"
-STAGES = ("autoencoder", "clip", "pictures", "base", "stage1", "stage2")
+STAGES = ("autoencoder", "clip", "pictures", "motion", "base", "stage1", "stage2")
 # The last stage's bundle is the result.
 BUNDLES = {"new", *STAGES[:-1], "demo"}
 SHORT = (
