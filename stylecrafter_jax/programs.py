@@ -11,6 +11,7 @@ import jax
 # JAX's own setting, which goes before ours.
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 LARGEST_CACHE = 4 * 2**30
+LEAST_SECONDS = 0.05  # of compiling; JAX keeps nothing under a second unless told
 
 
 def keep_on_disk() -> None:
@@ -29,6 +30,7 @@ def keep_on_disk() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", LARGEST_CACHE)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
 
 
 class Programs:

@@ -134,9 +134,14 @@ hits = []
 jax.monitoring.register_event_listener(
     lambda event, **_: hits.append(event) if event.endswith("/cache_hits") else None
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 keep_on_disk()
-Programs().run("sine", jnp.sin, jnp.ones(3))
+
+def layers(x):  # too long to compile for a program that is not kept
+    for _ in range(400):
+        x = jnp.sin(x @ x.T)
+    return x
+
+Programs().run("layers", layers, jnp.ones((8, 8)))
 print(len(hits), jax.config.jax_compilation_cache_dir)
 """
 
