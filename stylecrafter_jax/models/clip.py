@@ -172,7 +172,7 @@ def init_params(config: CLIPConfig, key: Array) -> tuple[dict[str, Any], dict[st
     positions = jnp.arange(text.context_length)[None]
     pixels = jnp.zeros((1, vision.image_size, vision.image_size, 3))
     with jax.numpy_rank_promotion("allow"):
-        text_model = text_tower(config, text.layers).init(
+        text_model: Any = text_tower(config, text.layers).init(
             keys[0], ids, jnp.ones_like(ids), positions
         )
         vision_model = vision_tower(config).init(keys[1], pixels)
