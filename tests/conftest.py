@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -27,6 +28,8 @@ from stylecrafter_jax.config import (
 )
 from tests.parity import weights
 
+# A shell starts what runs in the background with Ctrl-C ignored; tests of Ctrl-C need it heard.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 TINY = ModelConfig(
