@@ -148,7 +148,8 @@ def _inspect_world(args: argparse.Namespace) -> int:
     )
     print(json.dumps(found) if args.json else text)
     if args.sheet:
-        write_frames(sheet([shown(source[i]) for i in range(args.rows)])[None], args.sheet, fps=1)
+        rows = [shown(source[i]) for i in range(min(args.rows, len(source)))]
+        write_frames(sheet(rows)[None], args.sheet, fps=1)
         print(f"wrote {args.sheet}", file=sys.stderr)
     return 0
 

@@ -61,6 +61,10 @@ def test_inspect_shows_the_demo_world(tmp_path, capsys):
     source = open_world("world:styled:50")
     tile = Image.fromarray(draw(source[1].scene)[0]).resize((160, 160), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(page[166:326, 166:326], tile)
+    # A world that has fewer scenes than the sheet has rows.
+    assert run("inspect", "world:styled:1", "--sheet", out) == 0
+    assert np.asarray(Image.open(out)).shape[0] == 166
+    capsys.readouterr()
     assert run("inspect", "world:clips", "--json", "--sample", 2) == 0
     assert json.loads(capsys.readouterr().out)["frames"] == 8
     with pytest.raises(DataError, match="there is no kind of world"):
