@@ -19,6 +19,7 @@ SOURCE_HELP = (
     "a folder of pictures or videos, a CSV or JSONL table, a .tar or ArrayRecord file or a folder "
     "of them, or tfds:NAME"
 )
+SAMPLE = 1000
 # A world's scenes are drawn for it, so that fewer say enough.
 WORLD_SAMPLE = 200
 
@@ -88,9 +89,8 @@ def _inspect(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from stylecrafter_jax.data.pack import Requirements
-    from stylecrafter_jax.data.survey import describe, sheet, survey
+    from stylecrafter_jax.data.survey import describe, survey
     from stylecrafter_jax.data.transforms import Transform
-    from stylecrafter_jax.media.video import write_frames
     from stylecrafter_jax.tokenizer import Tokenizer
     from stylecrafter_jax.world.source import WORLD
 
@@ -100,7 +100,7 @@ def _inspect(args: argparse.Namespace) -> int:
     transform = Transform(
         tokenizer=Tokenizer.load(), size=tuple(args.size), frames=args.frames, captions=args.clean
     )
-    sample = min(1000 if args.sample is None else args.sample or len(source), len(source))
+    sample = _count(args.sample, SAMPLE, len(source))
     indices = np.linspace(0, len(source) - 1, sample).round().astype(int).tolist()
     with tqdm(total=sample, unit="record", leave=False) as bar:
         found = survey(
@@ -115,9 +115,7 @@ def _inspect(args: argparse.Namespace) -> int:
     if not found.images + found.videos:
         return 1
     if args.sheet:
-        examples = _examples(source, transform, args.rows, args.seed)
-        write_frames(sheet(examples)[None], args.sheet, fps=1)
-        print(f"wrote {args.sheet}", file=sys.stderr)
+        _write_sheet(_examples(source, transform, args.rows, args.seed), args.sheet)
     return 0
 
 
@@ -125,12 +123,10 @@ def _inspect_world(args: argparse.Namespace) -> int:
     """Prints what a source of the demo world draws and how fast, and writes the sheet."""
     import time
 
-    from stylecrafter_jax.data.survey import sheet
-    from stylecrafter_jax.media.video import write_frames
     from stylecrafter_jax.world.source import open_world, shown
 
     source = open_world(args.source)
-    count = min(WORLD_SAMPLE if args.sample is None else args.sample or len(source), len(source))
+    count = _count(args.sample, WORLD_SAMPLE, len(source))
     shown(source[0])  # reads the drawings
     begun = time.perf_counter()
     pixels = sum(len(shown(source[i]).pixels) for i in range(count))
@@ -148,10 +144,21 @@ def _inspect_world(args: argparse.Namespace) -> int:
     )
     print(json.dumps(found) if args.json else text)
     if args.sheet:
-        rows = [shown(source[i]) for i in range(min(args.rows, len(source)))]
-        write_frames(sheet(rows)[None], args.sheet, fps=1)
-        print(f"wrote {args.sheet}", file=sys.stderr)
+        _write_sheet([shown(source[i]) for i in range(min(args.rows, len(source)))], args.sheet)
     return 0
+
+
+def _count(asked: int | None, usual: int, records: int) -> int:
+    """Returns how many records to look at; 0 asks for all."""
+    return min(usual if asked is None else asked or records, records)
+
+
+def _write_sheet(rows: list["Pictures"], path: Path) -> None:
+    from stylecrafter_jax.data.survey import sheet
+    from stylecrafter_jax.media.video import write_frames
+
+    write_frames(sheet(rows)[None], path, fps=1)
+    print(f"wrote {path}", file=sys.stderr)
 
 
 def _examples(source: "Source", transform: "Transform", rows: int, seed: int) -> list["Pictures"]:
