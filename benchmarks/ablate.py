@@ -17,10 +17,9 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from stylecrafter_jax.checkpoints.bundle import BundleWriter, load_bundle, read_manifest
-from stylecrafter_jax.config import AdapterConfig, ModelConfig
+from stylecrafter_jax.checkpoints.bundle import BundleWriter, load_bundle
 from stylecrafter_jax.metrics.table import write_json, write_markdown
 from stylecrafter_jax.models.networks import parameter_shapes
 
@@ -34,31 +33,30 @@ class Variant(NamedTuple):
     Attributes:
         title: the row's name in the paper.
         table: 4, measured on pictures, or 5, measured on clips.
-        stages: of (config, bundle to start from, settings); a start is `base`, `plain` (the base
-            with this variant's adapter) or another variant's name.
-        adapter: what differs in the adapter.
+        config: of its training; None measures the model that it starts from.
+        start: another variant, or None for the base with an untrained adapter.
+        settings: what differs in its training.
+        adapter: what differs in its adapter.
     """
 
     title: str
     table: int
-    stages: tuple[tuple[Path, str, tuple[str, ...]], ...]
-    adapter: dict[str, object] = {}
+    config: Path | None = STAGE1
+    start: str | None = None
+    settings: tuple[str, ...] = ()
+    adapter: dict[str, Any] = {}
 
 
 VARIANTS = {
-    "ours": Variant("ours", 4, ((STAGE1, "plain", ()),)),
+    "ours": Variant("ours", 4),
     "no_augmentation": Variant(
-        "without data augmentation", 4, ((STAGE1, "plain", ("data.images=world:styled_same",)),)
+        "without data augmentation", 4, settings=("data.images=world:styled_same",)
     ),
-    "attach": Variant(
-        "without dual cross-attention", 4, ((STAGE1, "plain", ()),), {"fusion": "attach"}
-    ),
-    "fixed_scale": Variant(
-        "without adaptive fusion", 4, ((STAGE1, "plain", ()),), {"scale_predictor": None}
-    ),
-    "no_temporal": Variant("without temporal adaption", 5, ()),
-    "joint": Variant("joint training", 5, ((STAGE2, "plain", ("stage=joint",)),)),
-    "two_stage": Variant("two-stage (ours)", 5, ((STAGE2, "ours", ()),)),
+    "attach": Variant("without dual cross-attention", 4, adapter={"fusion": "attach"}),
+    "fixed_scale": Variant("without adaptive fusion", 4, adapter={"scale_predictor": None}),
+    "no_temporal": Variant("without temporal adaption", 5, config=None, start="ours"),
+    "joint": Variant("joint training", 5, config=STAGE2, settings=("stage=joint",)),
+    "two_stage": Variant("two-stage (ours)", 5, config=STAGE2, start="ours"),
 }
 
 
@@ -92,21 +90,20 @@ def measure(name: str, seed: int, args: argparse.Namespace) -> None:
 def trained(name: str, seed: int, args: argparse.Namespace) -> Path:
     """Returns a variant's bundle, trained unless it is there."""
     variant = VARIANTS[name]
-    if not variant.stages:
-        return trained("ours", seed, args)
     bundle = args.out / "bundles" / f"{name}_{seed}"
     if bundle.exists():
         return bundle
-    for config, start, settings in variant.stages:
-        source = plain(name, args) if start == "plain" else trained(start, seed, args)
-        steps = args.steps if config == STAGE1 else args.temporal_steps
-        # Joint training gets the steps of both stages.
-        steps += args.steps if name == "joint" else 0
-        folder = args.out / "runs" / f"{name}_{seed}"
-        length = (f"train.steps={steps}", f"optimizer.decay_steps={steps}")
-        set_ = (f"bundle={source}", *length, f"train.seed={seed}", *settings)
-        run("train", config, "--out", folder, "--quiet", "--set", *set_)
-        run("merge", folder, bundle)
+    source = trained(variant.start, seed, args) if variant.start else plain(name, args)
+    if variant.config is None:
+        return source
+    steps = args.steps if variant.config == STAGE1 else args.temporal_steps
+    if name == "joint":  # the steps of both stages
+        steps += args.steps
+    folder = args.out / "runs" / f"{name}_{seed}"
+    length = (f"train.steps={steps}", f"optimizer.decay_steps={steps}")
+    set_ = (f"bundle={source}", *length, f"train.seed={seed}", *variant.settings)
+    run("train", variant.config, "--out", folder, "--quiet", "--set", *set_)
+    run("merge", folder, bundle)
     return bundle
 
 
@@ -117,17 +114,12 @@ def plain(name: str, args: argparse.Namespace) -> Path:
         return path
     parts = ("unet", "vae", "text_encoder", "image_encoder")
     config, params = load_bundle(args.base, expected=parameter_shapes, parts=parts)
-    fields = {field.name for field in dataclasses.fields(AdapterConfig)}
-    assert VARIANTS[name].adapter.keys() <= fields
-    config: ModelConfig = dataclasses.replace(
-        config, adapter=dataclasses.replace(config.adapter, **VARIANTS[name].adapter)
-    )
+    adapter = dataclasses.replace(config.adapter, **VARIANTS[name].adapter)
+    config = dataclasses.replace(config, adapter=adapter)
     with BundleWriter(path, config) as writer:
         for parameter, value in params.items():
             writer.add(parameter, value)
-        for file in read_manifest(args.base):
-            if file.startswith("tokenizer/"):
-                writer.add_file(file, (args.base / file).read_bytes())
+        writer.add_files_of(args.base)
     return path
 
 

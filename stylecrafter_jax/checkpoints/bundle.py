@@ -125,6 +125,16 @@ class BundleWriter:
         path.write_bytes(content)
         self._files[name] = _record(path, {})
 
+    def add_files_of(self, bundle: Path) -> None:
+        """Adds another bundle's files that are neither weights nor config, such as its tokenizer's.
+
+        Raises:
+            CheckpointError: it is no bundle.
+        """
+        for name, record in read_manifest(bundle).items():
+            if not record.tensors and name != "config.json":
+                self.add_file(name, (bundle / name).read_bytes())
+
     def _check_target(self) -> None:
         if not self.path.exists():
             return

@@ -27,7 +27,6 @@ from stylecrafter_jax.checkpoints.bundle import (
     load_bundle,
     manifest_hash,
     part_of,
-    read_manifest,
 )
 from stylecrafter_jax.checkpoints.convert import export_original
 from stylecrafter_jax.checkpoints.store import Store
@@ -163,13 +162,10 @@ def write_bundle(
         tokenizer = Tokenizer.in_bundle(source, config.clip.text.context_length)
         scale = latent_scale(experiment, config, params, tokenizer)
         config = replace(config, vae=replace(config.vae, scale_factor=scale))
-    files = [name for name, record in read_manifest(source).items() if not record.tensors]
     with BundleWriter(out, config, overwrite=overwrite) as writer:
         for name in sorted(params, key=lambda name: (weights.PARTS.index(part_of(name)), name)):
             writer.add(name, np.asarray(params[name], dtype))
-        for name in files:
-            if name != "config.json":
-                writer.add_file(name, (source / name).read_bytes())
+        writer.add_files_of(source)
 
 
 def is_run(path: Path) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from stylecrafter_jax.checkpoints.bundle import BundleWriter, load_bundle, part_of
+from stylecrafter_jax.checkpoints.bundle import BundleWriter, load_bundle, part_of, read_manifest
 from stylecrafter_jax.checkpoints.describe import describe
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError
 from stylecrafter_jax.params import PARTS
@@ -133,6 +133,10 @@ def test_other_files_are_kept(tmp_path, config, params):
         writer.add_file("tokenizer/merges.txt", b"a b\n")
     assert (tmp_path / "b/tokenizer/merges.txt").read_bytes() == b"a b\n"
     assert describe(tmp_path / "b").problems == []
+    with BundleWriter(tmp_path / "c", config) as writer:
+        writer.add_files_of(tmp_path / "b")
+    assert sorted(read_manifest(tmp_path / "c")) == ["config.json", "tokenizer/merges.txt"]
+    assert (tmp_path / "c/tokenizer/merges.txt").read_bytes() == b"a b\n"
 
 
 @pytest.mark.parametrize(
