@@ -1,11 +1,13 @@
 """The paper's Tables 4 and 5 in miniature: variants of the demo model, trained and measured alike.
 
-    python benchmarks/ablate.py BASE OUT [--steps 1500] [--temporal-steps 300] [--count 100]
-                                [--seeds 1] [--only NAME ...]
+    python benchmarks/ablate.py BASE OUT [--steps 1500] [--temporal-steps 300] [--pictures 400]
+                                [--clips 100] [--seeds 1] [--only NAME ...]
 
 BASE is the demo world's base, a bundle before stage 1; an adapter in it is left out. OUT gets a
-run, a bundle and an evaluation per variant and seed, and the tables: `ablations.md` and
-`ablations.json`. What is finished is not done again: the same command goes on after a stop.
+run, a bundle and an evaluation per variant and seed, the tables as `ablations.md` and
+`ablations.json`, and pictures of the first seed: a row of `ablations_4.jpg` has the reference, the
+variants in the table's order and a true picture, one of `ablations_5.jpg` the reference, a variant
+in frames and a true frame. What is finished is not done again: the same command goes on.
 
 Source: StyleCrafter (arXiv 2312.00330), Tables 4 and 5.
 """
@@ -13,17 +15,24 @@ Source: StyleCrafter (arXiv 2312.00330), Tables 4 and 5.
 import argparse
 import dataclasses
 import json
-import math
+import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from einops import rearrange
+from PIL import Image
 
 from stylecrafter_jax.checkpoints.bundle import BundleWriter, load_bundle
 from stylecrafter_jax.metrics.table import write_json, write_markdown
 from stylecrafter_jax.models.networks import parameter_shapes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+CELL = 128  # pixels, of an evaluation's contact sheet
+DRAWN = 8  # cases
 STAGE1, STAGE2 = CONFIGS / "demo_stage1.py", CONFIGS / "demo_stage2.py"
 
 
@@ -67,7 +76,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=1_500, help="of stage 1")
     parser.add_argument("--temporal-steps", type=int, default=300, help="of stage 2")
-    parser.add_argument("--count", type=int, default=100, help="cases of an evaluation")
+    parser.add_argument("--pictures", type=int, default=400, help="cases of Table 4")
+    parser.add_argument("--clips", type=int, default=100, help="cases of Table 5")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     args = parser.parse_args()
@@ -75,6 +85,8 @@ def main() -> None:
         for name in args.only:
             measure(name, seed, args)
     write_tables(args)
+    draw_pictures(args)
+    draw_clips(args)
 
 
 def measure(name: str, seed: int, args: argparse.Namespace) -> None:
@@ -83,8 +95,9 @@ def measure(name: str, seed: int, args: argparse.Namespace) -> None:
     if (folder / "metrics.json").exists():
         return
     bundle = trained(name, seed, args)
-    picture = ("--image",) if variant.table == 4 else ()
-    run("evaluate", "--demo", "--bundle", bundle, "--out", folder, "--count", args.count, *picture)
+    of_pictures = variant.table == 4
+    cases = ("--count", args.pictures, "--image") if of_pictures else ("--count", args.clips)
+    run("evaluate", "--demo", "--bundle", bundle, "--out", folder, "--batch-size", 5, *cases)
 
 
 def trained(name: str, seed: int, args: argparse.Namespace) -> Path:
@@ -131,7 +144,7 @@ def run(*words: object) -> None:
 
 
 def write_tables(args: argparse.Namespace) -> None:
-    """Writes mean and, of several seeds, deviation of every variant that was measured."""
+    """Writes the tables: intervals over the cases for one seed, deviations for several."""
     found = {
         name: [
             json.loads((args.out / f"{name}_{seed}" / "metrics.json").read_text())
@@ -140,28 +153,66 @@ def write_tables(args: argparse.Namespace) -> None:
         ]
         for name in VARIANTS
     }
-    columns = ("content_accuracy", "style_retrieval_top1", "clip_temp", "motion_accuracy")
+    columns = (
+        "content_accuracy",
+        "content_leak",
+        "style_retrieval_top1",
+        "clip_temp",
+        "motion_accuracy",
+    )
     rows = []
     for name, results in found.items():
         if results:
-            cells = [cell([result.get(column) for result in results]) for column in columns]
+            cells = [cell(results, column) for column in columns]
             rows.append((str(VARIANTS[name].table), VARIANTS[name].title, *cells))
-    settings = {name: getattr(args, name) for name in ("steps", "temporal_steps", "count", "seeds")}
+    names = ("steps", "temporal_steps", "pictures", "clips", "seeds")
+    settings = {name: getattr(args, name) for name in names}
     write_markdown(args.out / "ablations.md", ("table", "variant", *columns), rows, settings)
     write_json(args.out / "ablations.json", {"settings": settings, "results": found})
     print(args.out / "ablations.md")
 
 
-def cell(values: list[float | None]) -> str:
-    """Returns the mean of some values, with their deviation if there are several."""
-    numbers = [value for value in values if value is not None]
-    if not numbers:
+def draw_pictures(args: argparse.Namespace) -> None:
+    """Draws the first cases of Table 4: a row for each, a column for each variant."""
+    sheets = list(read_sheets(args, 4))
+    if sheets:
+        columns = [sheets[0][:, :1], *(sheet[:, 1:2] for sheet in sheets), sheets[0][:, -1:]]
+        write_grid(args.out / "ablations_4.jpg", np.concatenate(columns, axis=1)[:DRAWN])
+
+
+def draw_clips(args: argparse.Namespace) -> None:
+    """Draws the first cases of Table 5: for each a row for every variant."""
+    sheets = list(read_sheets(args, 5))
+    if sheets:
+        rows = [sheet[case] for case in range(DRAWN // 2) for sheet in sheets]
+        write_grid(args.out / "ablations_5.jpg", np.stack(rows))
+
+
+def read_sheets(args: argparse.Namespace, table: int) -> Iterator[np.ndarray]:
+    """Yields the cells of each variant's contact sheet: [rows, columns, h, w, 3]."""
+    for name, variant in VARIANTS.items():
+        path = args.out / f"{name}_0" / "sheet.png"
+        if variant.table == table and path.exists():
+            sheet = np.asarray(Image.open(path).convert("RGB"))
+            yield rearrange(sheet, "(r h) (c w) z -> r c h w z", h=CELL, w=CELL)
+
+
+def write_grid(path: Path, cells: np.ndarray) -> None:
+    """Writes cells at the size they were generated at, which is half of a contact sheet's."""
+    grid = rearrange(cells[:, :, ::2, ::2], "r c h w z -> (r h) (c w) z")
+    Image.fromarray(grid).save(path, quality=90)
+    print(path)
+
+
+def cell(results: list[dict[str, Any]], column: str) -> str:
+    """Returns one seed's value with its interval, or the mean and deviation of several seeds."""
+    values = [result[column] for result in results if column in result]
+    if not values:
         return "–"
-    mean = math.fsum(numbers) / len(numbers)
-    if len(numbers) == 1:
-        return f"{mean:.3f}"
-    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in numbers) / (len(numbers) - 1))
-    return f"{mean:.3f} ± {spread:.3f}"
+    if len(values) == 1:
+        low, high = results[0]["intervals"][column]
+        return f"{values[0]:.3f} ({low:.3f} to {high:.3f})"
+    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Clips are generated for `world.held_out.cases` and judged by `judges`; the true 
 cases, drawn by the world, go through the same judges, and their figures are the ceilings.
 
     content_accuracy      the judge finds the prompt's content, of twenty
+    content_leak          the judge finds the reference's content where the prompt has another
     style_retrieval_top1  the clip's style is nearest to its own reference, of ten
     motion_accuracy       the judge finds the prompt's motion, of seven, standing still among them
     clip_temp             mean cosine of adjacent frames in the model's own CLIP
@@ -26,7 +27,7 @@ from stylecrafter_jax.options import Resolved
 from stylecrafter_jax.request import Request
 from stylecrafter_jax.world.contents import CONTENTS
 from stylecrafter_jax.world.drawing import draw
-from stylecrafter_jax.world.held_out import STYLES, Case, references
+from stylecrafter_jax.world.held_out import REFERENCE_CONTENTS, STYLES, Case, references
 from stylecrafter_jax.world.scenes import MOTIONS
 
 Clip = UInt8[np.ndarray, "f h w 3"]
@@ -34,6 +35,7 @@ Scores = dict[str, Float64[np.ndarray, " n"]]
 # Measure -> its name for the true clips.
 TRUE = {
     "content_accuracy": "content_ceiling",
+    "content_leak": "content_leak_real",
     "style_retrieval_top1": "style_ceiling",
     "motion_accuracy": "motion_ceiling",
     "clip_temp": "clip_temp_real",
@@ -72,12 +74,15 @@ def measure(
         clip: embeds frames for `clip_temp`.
     """
     frames, number = np.concatenate(clips), len(clips)
-    contents = judges.contents(frames).reshape(number, -1, len(CONTENTS)).sum(1).argmax(-1)
+    seen = judges.contents(frames).reshape(number, -1, len(CONTENTS)).sum(1).argmax(-1)
+    asked = np.array([CONTENTS.index(case.scene.content) for case in cases])
+    given = np.array([CONTENTS.index(REFERENCE_CONTENTS[case.style]) for case in cases])
     embedded = judges.styles(frames)
     styles = embedded.reshape(number, -1, embedded.shape[-1]).mean(1)
     nearest = (styles @ judges.styles(np.stack(references())).T).argmax(-1)
     found = {
-        "content_accuracy": contents == [CONTENTS.index(case.scene.content) for case in cases],
+        "content_accuracy": seen == asked,
+        "content_leak": (seen == given) & (asked != given),
         "style_retrieval_top1": nearest == [case.style for case in cases],
     }
     if len(frames) > number:

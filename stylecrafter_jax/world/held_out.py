@@ -23,6 +23,7 @@ STYLES = tuple(
     for number, family in enumerate(HELD_OUT_FAMILIES)
     for side, main in enumerate((number / 10, number / 10 + 0.5))
 )
+REFERENCE_CONTENTS = tuple(CONTENTS[(3 * i) % len(CONTENTS)] for i in range(len(STYLES)))
 
 
 class Case(NamedTuple):
@@ -53,10 +54,9 @@ def cases(count: int, *, pictures: bool = False) -> list[Case]:
 
 
 def references() -> list[UInt8[np.ndarray, "h w 3"]]:
-    """Returns one picture in each of the styles, of contents that differ."""
+    """Returns one picture in each of the styles; they show `REFERENCE_CONTENTS`."""
     pictures = []
-    for i, style in enumerate(STYLES):
+    for i, (style, content) in enumerate(zip(STYLES, REFERENCE_CONTENTS, strict=True)):
         rng = np.random.default_rng([SEED, i])
-        content = CONTENTS[(3 * i) % len(CONTENTS)]
         pictures.append(draw(sample_scene(rng, contents=(content,), style=style))[0])
     return pictures

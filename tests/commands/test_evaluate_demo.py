@@ -10,10 +10,12 @@ from stylecrafter_jax.judges.judging import load_judges
 from stylecrafter_jax.metrics.clip_scores import ClipEmbedder
 from stylecrafter_jax.metrics.demo import measure
 from stylecrafter_jax.world.drawing import draw
-from stylecrafter_jax.world.held_out import cases
+from stylecrafter_jax.world.held_out import REFERENCE_CONTENTS, cases, references
 
-WHOLE = ("content_accuracy", "style_retrieval_top1", "motion_accuracy", "clip_temp")
-TRUE = ("content_ceiling", "style_ceiling", "motion_ceiling", "clip_temp_real")
+PICTURES = ("content_accuracy", "content_leak", "style_retrieval_top1")
+WHOLE = (*PICTURES, "motion_accuracy", "clip_temp")
+RIGHT = ("content_accuracy", "style_retrieval_top1", "motion_accuracy")
+TRUE = ("content_ceiling", "content_leak_real", "style_ceiling", "motion_ceiling", "clip_temp_real")
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,11 @@ def test_true_clips_are_recognised_far_above_chance_and_others_are_not(judged):
     true = [draw(case.scene) for case in chosen]
     found = judged(true, chosen)
     assert set(found) == set(WHOLE) and all(len(value) == 40 for value in found.values())
-    assert all(found[name].mean() > 0.5 for name in WHOLE[:3])
+    assert all(found[name].mean() > 0.5 for name in RIGHT)
+    assert found["content_leak"].mean() < 0.1
     # Each clip taken for one of another case, of the next style.
     others = judged([*true[1:], true[0]], chosen)
-    assert all(others[name].mean() < 0.4 for name in WHOLE[:3])
+    assert all(others[name].mean() < 0.4 for name in RIGHT)
     np.testing.assert_allclose(np.sort(others["clip_temp"]), np.sort(found["clip_temp"]), rtol=1e-5)
 
 
@@ -44,9 +47,18 @@ def test_frames_that_are_all_the_same_do_not_move_and_are_consistent(judged):
     assert np.mean(found["motion_accuracy"] == still) >= 0.8
 
 
+def test_a_copied_reference_is_a_leak_unless_the_prompt_asks_for_its_content(judged):
+    chosen, pictures = cases(40, pictures=True), references()
+    found = judged([pictures[case.style][None] for case in chosen], chosen)
+    same = np.array([case.scene.content == REFERENCE_CONTENTS[case.style] for case in chosen])
+    assert found["content_leak"][same].sum() == 0
+    assert found["content_leak"][~same].mean() > 0.8
+    np.testing.assert_array_equal(found["style_retrieval_top1"], 1.0)
+
+
 def test_pictures_have_neither_motion_nor_consistency(judged):
     chosen = cases(5, pictures=True)
-    assert set(judged([draw(case.scene) for case in chosen], chosen)) == set(WHOLE[:2])
+    assert set(judged([draw(case.scene) for case in chosen], chosen)) == set(PICTURES)
 
 
 def test_the_embedded_model_is_measured(run, tmp_path):
