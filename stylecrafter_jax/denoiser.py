@@ -25,12 +25,23 @@ class Condition(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What every step is given: all branches' text, the style, and the keys and values of both."""
+    """What all steps are given.
+
+    Attributes:
+        text: tokens of all branches.
+        style: tokens of the first branch, if it has a style.
+        style_scale: factor on its style branch.
+        kv: keys and values of both, of every layer.
+        timesteps: of the steps.
+        embeddings: of every timestep, for every residual block.
+    """
 
     text: Float[Array, "n l d"]
     style: Float[Array, "b s d"] | None
     style_scale: Float[Array, "b layers"] | None
     kv: list[ContextKV]
+    timesteps: Float[Array, " s"]
+    embeddings: list[Float[Array, "s _rows _k"]]
 
 
 def make_denoiser(
@@ -39,23 +50,25 @@ def make_denoiser(
     """Returns two functions, for before the first step and for the steps.
 
     Returns:
-        (unet parameters, condition) -> everything that depends on neither x nor t.
-        (unet parameters, that, fps) -> the guided `denoise(x, t)`.
+        (unet parameters, condition, timesteps, fps) -> everything that does not depend on x.
+        (unet parameters, that) -> the guided `denoise(x, t)`, for these timesteps.
     """
     mode: Mode = "image" if options.image else "video"
     names = branches(options.guidance, styled)
 
-    def prepare(unet, condition: Condition) -> Prepared:
+    def prepare(unet, condition: Condition, timesteps, fps) -> Prepared:
         style, scale = condition.style, condition.style_scale
         if "full" not in names:
             style = scale = None
         text = {"full": condition.text, "text": condition.text, "uncond": condition.uncond}
         all_text = jnp.concatenate([text[name] for name in names])
-        return Prepared(all_text, style, scale, networks.context_kv(unet, all_text, style))
+        kv = networks.context_kv(unet, all_text, style)
+        embeddings = networks.embeddings(unet, timesteps, fps)
+        return Prepared(all_text, style, scale, kv, timesteps, embeddings)
 
-    def denoiser(unet, given: Prepared, fps):
-        all_text, style, scale, all_kv = given
-        count = fps.shape[0]
+    def denoiser(unet, given: Prepared):
+        all_text, style, scale, all_kv, timesteps, embeddings = given
+        count = all_text.shape[0] // len(names)
         rows = {name: slice(i * count, (i + 1) * count) for i, name in enumerate(names)}
 
         def denoise_branches(x, t, running):
@@ -63,6 +76,7 @@ def make_denoiser(
                 return jnp.concatenate([y[rows[name]] for name in running])
 
             with_style = style is not None and "full" in running
+            step = jnp.argmin(jnp.abs(timesteps - t[0]))
             kv = [
                 layer._replace(k=pick(layer.k), v=pick(layer.v))
                 if with_style
@@ -76,9 +90,9 @@ def make_denoiser(
                 pick(all_text),
                 style if with_style else None,
                 scale if with_style else None,
-                fps=jnp.tile(fps, len(running)),
                 mode=mode,
                 kv=kv,
+                embeddings=[table[step] for table in embeddings],
             )
 
         return guided(

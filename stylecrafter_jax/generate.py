@@ -256,16 +256,17 @@ class StyleCrafter:
         key = ("sample", options.program_key(), start is None)
         unet, styled = self._part("unet"), condition.style is not None
         prepare, denoiser = make_denoiser(self.networks, self.schedule, options, styled=styled)
-        given = self.programs.run(("prepare", options.guidance), prepare, unet, condition)
         fps = jnp.full((len(requests),), options.condition_fps or 0, jnp.float32)
+        timesteps = jnp.asarray(plan.timesteps, jnp.float32)
+        given = self.programs.run(
+            ("prepare", options.guidance), prepare, unet, condition, timesteps, fps
+        )
 
-        def run(unet, given, fps, keys, state, first, stop):
-            return advance(
-                denoiser(unet, given, fps), state, plan, keys=keys, first=first, stop=stop
-            )
+        def run(unet, given, keys, state, first, stop):
+            return advance(denoiser(unet, given), state, plan, keys=keys, first=first, stop=stop)
 
         state, last = solvers.start(x), plan.steps
-        args = (unet, given, fps, keys)
+        args = (unet, given, keys)
         program = self.programs.get(key, run, *args, state, np.int32(0), np.int32(last))
         if progress is None:
             return jax.block_until_ready(program(*args, state, np.int32(0), np.int32(last)).x)

@@ -26,7 +26,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Array, Float
 
 Convention = Literal["released", "paper"]
@@ -152,7 +152,7 @@ def guided(
     """Returns `denoise(x, t)`, which makes one batched call of the network.
 
     Args:
-        denoise_branches: `(x [k*b ...], t [k*b], the k branches) -> out [k*b ...]`; the rows of one
+        denoise_branches: `(x [b ...], t [b], the k branches) -> out [k*b ...]`; the rows of one
             branch are together, and the branches in the order given.
         guidance: the rule.
         styled: there are style images.
@@ -163,8 +163,7 @@ def guided(
     names = branches(guidance, styled)
 
     def steered(x, t):
-        tiled = repeat(x, "b ... -> (k b) ...", k=len(names))
-        out = denoise_branches(tiled, repeat(t, "b -> (k b)", k=len(names)), names)
+        out = denoise_branches(x, t, names)
         parts = rearrange(out, "(k b) ... -> k b ...", k=len(names))
         return combine(guidance, dict(zip(names, parts, strict=True)), t / timesteps)
 

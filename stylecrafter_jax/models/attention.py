@@ -10,64 +10,11 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-# Logits of more bytes than this are not held at once: rows of the batch are attended in groups.
-LOGITS_BYTES = 512 * 2**20
-
-
-def attention(
-    q: Float[Array, "b n m e"],
-    k: Float[Array, "b l m e"],
-    v: Float[Array, "b l m e"],
-    mask: Bool[Array, "#b n l"] | None = None,
-) -> Float[Array, "b n m e"]:
-    """Returns softmax(q k^T / sqrt(e)) v for every head; logits and softmax are float32."""
-    b, n, m, _ = q.shape
-    if mask is not None:
-        mask = mask[:, None]
-    row_bytes = 4 * m * n * k.shape[1]
-    if b > 1 and mask is None and b * row_bytes > LOGITS_BYTES:
-        rows = max(1, LOGITS_BYTES // row_bytes)
-        return jax.lax.map(
-            lambda row: jax.nn.dot_product_attention(*row), (q, k, v), batch_size=rows
-        )
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
-
-
-def relative_attention(
-    q: Float[Array, "b n m e"],
-    k: Float[Array, "b l m e"],
-    v: Float[Array, "b l m e"],
-    table_k: Float[Array, "r e"],
-    table_v: Float[Array, "r e"],
-    mask: Bool[Array, "#b n l"] | None = None,
-) -> Float[Array, "b n m e"]:
-    """Attention with learned relative positions added to keys and values.
-
-    With d(i, j) = clip(j - i, -L, L) + L and tables of 2 L + 1 rows,
-
-        logits[i, j] = q_i . (k_j + table_k[d(i, j)]) / sqrt(e)
-        out[i] = sum_j softmax(logits)[i, j] (v_j + table_v[d(i, j)])
-
-    Source: StyleCrafter, lvdm/modules/attention.py, CrossAttention with relative_position.
-    """
-    n, length = q.shape[1], k.shape[1]
-    extent = table_k.shape[0] // 2
-    offset = jnp.arange(length)[None, :] - jnp.arange(n)[:, None]
-    index = jnp.clip(offset, -extent, extent) + extent
-    float32 = {"preferred_element_type": jnp.float32}
-    logits = jnp.einsum("bnme,blme->bmnl", q, k, **float32)
-    logits += jnp.einsum(
-        "bnme,nle->bmnl", q, jnp.take(table_k.astype(q.dtype), index, axis=0), **float32
-    )
-    logits *= q.shape[-1] ** -0.5
-    if mask is not None:
-        logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
-    weights = nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bmnl,blme->bnme", weights, v, **float32)
-    out += jnp.einsum(
-        "bmnl,nle->bnme", weights, jnp.take(table_v.astype(v.dtype), index, axis=0), **float32
-    )
-    return out.astype(q.dtype)
+from stylecrafter_jax.kernels.dispatch import Implementation
+from stylecrafter_jax.kernels.dual_attention import dual_attention
+from stylecrafter_jax.kernels.self_attention import attention
+from stylecrafter_jax.kernels.temporal_attention import relative_attention, temporal_attention
+from stylecrafter_jax.models.layers import tiled
 
 
 class SelfAttention(nn.Module, kw_only=True):
@@ -100,6 +47,7 @@ class TemporalAttention(nn.Module, kw_only=True):
     head_dim: int
     relative: int | None
     dtype: DTypeLike
+    impl: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -109,23 +57,30 @@ class TemporalAttention(nn.Module, kw_only=True):
         mask: Bool[Array, "#r f l"] | None = None,
     ) -> Float[Array, "r f c"]:
         def project(tokens, name):
-            dense = nn.Dense(
-                self.heads * self.head_dim, use_bias=False, dtype=self.dtype, name=name
-            )
-            return rearrange(dense(tokens), "b n (m e) -> b n m e", m=self.heads)
+            inner = self.heads * self.head_dim
+            return nn.Dense(inner, use_bias=False, dtype=self.dtype, name=name)(tokens)
+
+        def split(y):
+            return rearrange(y, "r f (m e) -> r f m e", m=self.heads)
+
+        def merge(y):
+            return rearrange(y, "r f m e -> r f (m e)")
 
         source = x if context is None else context
         q, k, v = project(x, "to_q"), project(source, "to_k"), project(source, "to_v")
         if self.relative is None:
-            out = attention(q, k, v, mask)
+            out = merge(attention(split(q), split(k), split(v), mask))
         else:
             shape = (2 * self.relative + 1, self.head_dim)
             init = nn.initializers.xavier_uniform()
-            table_k, table_v = (
+            near_k, near_v = (
                 _Table(shape=shape, init=init, name=f"relative_position_{side}")() for side in "kv"
             )
-            out = relative_attention(q, k, v, table_k, table_v, mask)
-        out = rearrange(out, "b n m e -> b n (m e)")
+            if context is None and mask is None:
+                own = {"heads": self.heads, "impl": self.impl}
+                out = temporal_attention(q, k, v, near_k, near_v, **own)
+            else:
+                out = merge(relative_attention(split(q), split(k), split(v), near_k, near_v, mask))
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out.0")(out)
 
 
@@ -181,9 +136,11 @@ class DualCrossAttention(nn.Module, kw_only=True):
 
         out = to_out(attn(q, text) + scale * norm_style(attn(q, style)))
 
-    The style may cover only the first r of the b rows; the rest is attended to text alone.
-    `fusion="attach"` appends the style tokens to the text tokens instead. `use_norm=False` rescales
-    the style branch to the L2 norm of the text branch, frame by frame, instead of LayerNorm.
+    See `kernels.dual_attention`. Rows of `x` serve as many rows of text as there are, one batch
+    after the other. The style may cover only the first r of the b rows; the rest is
+    attended to text alone. `fusion="attach"` appends the style tokens to the text tokens instead.
+    `use_norm=False` rescales the style branch to the L2 norm of the text branch, frame by frame,
+    instead of LayerNorm.
 
     Source: StyleCrafter, lvdm/modules/attention.py, DualCrossAttnProcessorAS.efficient_forward.
     """
@@ -193,16 +150,17 @@ class DualCrossAttention(nn.Module, kw_only=True):
     fusion: Literal["dual", "attach"]
     use_norm: bool
     dtype: DTypeLike
+    impl: Implementation | None = None
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "b f n c"],
-        text: Float[Array, "b l d"],
+        text: Float[Array, "a l d"],
         style: Float[Array, "r s d"] | None = None,
         scale: Float[Array, " r"] | None = None,
         kv: ContextKV | None = None,
-    ) -> Float[Array, "b f n c"]:
+    ) -> Float[Array, "a f n c"]:
         def dense(name):
             inner = self.heads * self.head_dim
             return nn.Dense(inner, use_bias=False, dtype=self.dtype, name=name)
@@ -213,7 +171,7 @@ class DualCrossAttention(nn.Module, kw_only=True):
             k, v = (rearrange(y, "b l (m e) -> b l m e", m=self.heads) for y in (k, v))
             return rearrange(attention(q, k, v), "b (f n) m e -> b f n (m e)", f=frames)
 
-        q = dense("to_q")(x)
+        q = tiled(dense("to_q")(x), text.shape[0])
         if kv is None:
             to_k, to_v = dense("to_k"), dense("to_v")
             kv = ContextKV(to_k(text), to_v(text))
@@ -233,27 +191,43 @@ class DualCrossAttention(nn.Module, kw_only=True):
             out = attend(q[:r], k_both, v_both)
             if r < q.shape[0]:
                 out = jnp.concatenate([out, attend(q[r:], k[r:], v[r:])], axis=0)
+        elif self.use_norm:
+            r, frames = k_style.shape[0], q.shape[1]
+            gain = jnp.ones((r,), jnp.float32) if scale is None else scale
+            norm = _NormWeights(width=q.shape[-1], name="norm_style")()
+            flat = rearrange(q, "b f n k -> b (f n) k")
+            out = dual_attention(
+                flat, k, v, k_style, v_style, gain, *norm, heads=self.heads, impl=self.impl
+            )
+            out = rearrange(out, "b (f n) k -> b f n k", f=frames)
         else:
             r = k_style.shape[0]
             out = attend(q, k, v)
-            styled = self.normalised(attend(q[:r], k_style, v_style), out[:r])
+            styled = self.rescaled(attend(q[:r], k_style, v_style), out[:r])
             if scale is not None:
                 styled = rearrange(scale, "r -> r 1 1 1").astype(self.dtype) * styled
             out = jnp.concatenate([out[:r] + styled, out[r:]], axis=0)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out.0")(out)
 
-    def normalised(
+    def rescaled(
         self, styled: Float[Array, "r f n k"], text: Float[Array, "r f n k"]
     ) -> Float[Array, "r f n k"]:
-        """Returns the style branch LayerNormed, or with the text branch's norm per frame."""
-        if self.use_norm:
-            norm = nn.LayerNorm(
-                epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, name="norm_style"
-            )
-            return norm(styled).astype(self.dtype)
+        """Returns the style branch with the text branch's norm per frame."""
         text_norm, style_norm = (
             jnp.sqrt(jnp.square(y.astype(jnp.float32)).sum((-2, -1), keepdims=True))
             for y in (text, styled)
         )
         ratio = jax.lax.stop_gradient(text_norm / (style_norm + 1e-6))
         return (ratio * styled).astype(self.dtype)
+
+
+class _NormWeights(nn.Module, kw_only=True):
+    """Scale and bias of a LayerNorm, which a kernel takes."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+        scale = self.param("scale", nn.initializers.ones, (self.width,))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return jnp.asarray(scale), jnp.asarray(bias)

@@ -1,10 +1,13 @@
 """Building blocks of both UNets: time embedding, norms, residual blocks, resampling."""
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, reduce, repeat
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -12,6 +15,9 @@ from jaxtyping import Array, Float
 RESNET_EPSILON = 1e-5
 TRANSFORMER_EPSILON = 1e-6
 NORM_GROUPS = 32
+# Of even and of odd output pixels: which of the 3 taps fall on the first and which on the second of
+# the two input pixels that they see.
+TAPS = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
 PER_FRAME = (-3, -2, -1)  # normalise over h, w and the channels of a group
 JOINT = (-4, -3, -2, -1)  # and over the frames as well
 
@@ -40,7 +46,10 @@ class EmbeddingMLP(nn.Module, kw_only=True):
 
 
 class GroupNorm(nn.Module, kw_only=True):
-    """GroupNorm with float32 statistics, optionally followed by SiLU."""
+    """GroupNorm with float32 statistics, optionally followed by SiLU.
+
+    Called on several parts, which together are the channels, it norms each; none may cut a group.
+    """
 
     epsilon: float
     groups: int = NORM_GROUPS
@@ -49,12 +58,24 @@ class GroupNorm(nn.Module, kw_only=True):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
-        c = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (c,))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
+    def __call__(self, *parts: Float[Array, "..."]) -> Any:
+        c = sum(part.shape[-1] for part in parts)
+        scale = jnp.asarray(self.param("scale", nn.initializers.ones, (c,)))
+        bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (c,)))
+        normed, first = [], 0
+        for part in parts:
+            own = slice(first, first + part.shape[-1])
+            groups = self.groups * part.shape[-1] // c
+            normed.append(self.normalised(part, scale[own], bias[own], groups))
+            first = own.stop
+        return normed[0] if len(parts) == 1 else normed
+
+    def normalised(
+        self, x: Float[Array, "*batch c"], scale: Array, bias: Array, count: int
+    ) -> Float[Array, "*batch c"]:
+        """Returns a part of so many groups with its own scale and bias."""
         x = x.astype(jnp.float32)
-        groups = rearrange(x, "... (g k) -> ... g k", g=self.groups)
+        groups = rearrange(x, "... (g k) -> ... g k", g=count)
         # Axis -1 of x is the axis pair (g, k); statistics run over k and the other axes named.
         axes = tuple(axis - 1 for axis in self.axes if axis != -1) + (-1,)
         mean = groups.mean(axes, keepdims=True)
@@ -64,6 +85,28 @@ class GroupNorm(nn.Module, kw_only=True):
         x = x * jnp.expand_dims(scale, tuple(range(x.ndim - 1))).astype(jnp.float32)
         x = x + jnp.expand_dims(bias, tuple(range(x.ndim - 1))).astype(jnp.float32)
         return (nn.silu(x) if self.silu else x).astype(self.dtype)
+
+
+def tiled(x: Float[Array, "b ..."], rows: int) -> Float[Array, "a ..."]:
+    """Returns copies of a batch one after another, `rows` rows in all: one for each branch.
+
+    Until they first look at their text, the branches of a guided step are the same.
+    """
+    copies = rows // x.shape[0]
+    return x if copies == 1 else jnp.tile(x, (copies,) + (1,) * (x.ndim - 1))
+
+
+def joined(
+    x: Float[Array, "b f h w c"], skip: Float[Array, "a f h w s"], groups: int
+) -> list[Float[Array, "..."]]:
+    """Returns both as one array of channels; or as they are, where that saves work.
+
+    It does where `skip` has fewer rows, unless a group of a norm over both would be cut.
+    """
+    parted = x.shape[-1] * groups % (x.shape[-1] + skip.shape[-1]) == 0
+    if skip.shape[0] < x.shape[0] and parted:
+        return [x, skip]
+    return [jnp.concatenate([x, tiled(skip, x.shape[0])], axis=-1)]
 
 
 def upsample_nearest(x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
@@ -98,10 +141,35 @@ class Upsample(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
-        x = upsample_nearest(x)
         if not self.learned:
-            return x
-        return nn.Conv(x.shape[-1], (3, 3), padding=1, dtype=self.dtype, name="conv")(x)
+            return upsample_nearest(x)
+        return UpsampledConv(dtype=self.dtype, name="conv")(x)
+
+
+class UpsampledConv(nn.Module, kw_only=True):
+    """A 3x3 convolution of `x` repeated to double height and width, which is never made.
+
+    An output pixel sees 2x2 of the input's, some of them under two of the kernel's taps, by where
+    it lies in its square: four kernels of 2x2, the sums of these taps, at 4 ninths of the work.
+    """
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
+        c, (height, width) = x.shape[-1], x.shape[2:4]
+        kernel = jnp.asarray(self.param("kernel", nn.initializers.lecun_normal(), (3, 3, c, c)))
+        bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (c,)))
+        kernel = jnp.einsum("pit,qju,tucd->ijcpqd", TAPS, TAPS, kernel.astype(jnp.float32))
+        kernel = rearrange(kernel, "i j c p q d -> i j c (p q d)").astype(self.dtype)
+        frames = rearrange(x.astype(self.dtype), "b f h w c -> (b f) h w c")
+        out = jax.lax.conv_general_dilated(
+            frames, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        out = rearrange(out, "n h w (p q d) -> p q n h w d", p=2, q=2)
+        squares = [[out[p, q, :, p : p + height, q : q + width] for q in (0, 1)] for p in (0, 1)]
+        out = rearrange(jnp.asarray(squares), "p q (b f) h w d -> b f (h p) (w q) d", b=x.shape[0])
+        return out + bias.astype(self.dtype)[None, None, None, None]
 
 
 class TemporalConv(nn.Module, kw_only=True):
@@ -136,8 +204,40 @@ class TemporalConv(nn.Module, kw_only=True):
         return x + h
 
 
+class PartedConv(nn.Module, kw_only=True):
+    """A convolution of parts that are channels of one input; each at its own number of rows.
+
+    A part with fewer rows than the first is convolved once for all its copies.
+    """
+
+    features: int
+    kernel: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, parts: Sequence[Float[Array, "..."]]) -> Float[Array, "b f h w d"]:
+        c, size = sum(part.shape[-1] for part in parts), self.kernel
+        init = nn.initializers.lecun_normal()
+        kernel = jnp.asarray(self.param("kernel", init, (size, size, c, self.features)))
+        bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (self.features,)))
+        total, first = bias.astype(self.dtype)[None, None, None, None], 0
+        for part in parts:
+            own = kernel[:, :, first : first + part.shape[-1]].astype(self.dtype)
+            frames = rearrange(part.astype(self.dtype), "b f h w c -> (b f) h w c")
+            out = jax.lax.conv_general_dilated(
+                frames, own, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            out = rearrange(out, "(b f) h w d -> b f h w d", b=part.shape[0])
+            total = total + tiled(out, parts[0].shape[0])
+            first += part.shape[-1]
+        return total
+
+
 class ResBlock(nn.Module, kw_only=True):
     """Residual block with time embedding; may resample, may end in a temporal convolution.
+
+    `skip` holds the last channels of the input, and may have fewer rows than the first ones;
+    `projected` is what the block would make of `emb`.
 
     Source: StyleCrafter, lvdm/modules/networks/openaimodel3d.py, ResBlock.
     """
@@ -151,8 +251,21 @@ class ResBlock(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b f h w c"], emb: Float[Array, "b k"], temporal: bool
+        self,
+        x: Float[Array, "b f h w c"],
+        emb: Any,
+        temporal: bool,
+        skip: Float[Array, "a f h w s"] | None = None,
+        projected: Float[Array, "b p"] | None = None,
     ) -> Float[Array, "b f h2 w2 d"]:
+        parts = [x] if skip is None else joined(x, skip, self.norm_groups)
+
+        def conv_parts(name, parts, kernel=3) -> Any:
+            if len(parts) == 1:
+                return conv(name, kernel)(parts[0])
+            shared = {"features": self.out_channels, "kernel": kernel, "dtype": self.dtype}
+            return PartedConv(**shared, name=name)(parts)
+
         def conv(name, kernel=3):
             return nn.Conv(
                 self.out_channels,
@@ -172,20 +285,23 @@ class ResBlock(nn.Module, kw_only=True):
             )
 
         resample = {"none": lambda y: y, "up": upsample_nearest, "down": average_pool}
-        h = conv("in_layers.2")(resample[self.resample](norm("in_layers.0")(x)))
-        x = resample[self.resample](x)
+        normed = norm("in_layers.0")(*parts)
+        normed = [normed] if len(parts) == 1 else normed
+        h = conv_parts("in_layers.2", [resample[self.resample](part) for part in normed])
+        parts = [resample[self.resample](part) for part in parts]
 
         width = self.out_channels * (2 if self.use_scale_shift_norm else 1)
-        emb = nn.Dense(width, dtype=self.dtype, name="emb_layers.1")(nn.silu(emb))
-        emb = rearrange(emb, "b c -> b 1 1 1 c")
+        project = nn.Dense(width, dtype=self.dtype, name="emb_layers.1")
+        emb = project(nn.silu(emb)) if projected is None else projected
+        emb = jnp.expand_dims(emb, (1, 2, 3))
         if self.use_scale_shift_norm:
             scale, shift = jnp.split(emb, 2, axis=-1)
             h = nn.silu(norm("out_layers.0", silu=False)(h) * (1.0 + scale) + shift)
         else:
             h = norm("out_layers.0")(h + emb)
         h = conv("out_layers.3")(h)
-        skip = x if x.shape[-1] == self.out_channels else conv("skip_connection", 1)(x)
-        h = skip + h
+        same = len(parts) == 1 and parts[0].shape[-1] == self.out_channels
+        h = h + (parts[0] if same else conv_parts("skip_connection", parts, 1))
         if self.temporal_conv != "none" and temporal:
             spatial = self.temporal_conv == "space_time"
             # The original's spelling.

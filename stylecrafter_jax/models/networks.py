@@ -19,6 +19,7 @@ from stylecrafter_jax.models.unet_video import (
     Remat,
     UNetVideo,
     unet_context_kv,
+    unet_embeddings,
 )
 from stylecrafter_jax.models.vae_image import Decode, Encode, posterior
 from stylecrafter_jax.params import Params
@@ -28,9 +29,10 @@ class Networks(NamedTuple):
     """Pure functions of flat parameters (full names); none draws random numbers.
 
     Attributes:
-        unet: (params, x, t, text, style, style_scale, *, fps, features, mode, kv) -> prediction;
-            see `UNetVideo`.
+        unet: (params, x, t, text, style, style_scale, *, fps, features, mode, kv, embeddings) ->
+            prediction; see `UNetVideo`.
         context_kv: (params, text, style) -> keys and values for `unet(kv=...)`.
+        embeddings: (params, timesteps, fps) -> of every timestep what `unet(embeddings=...)` takes.
         encode_text: (params, ids) -> text tokens.
         encode_image: (params, pixels) -> image tokens; pixels as the tower wants them.
         embed_text: (params, ids, end id) -> one vector per prompt, in the space shared with images.
@@ -44,6 +46,7 @@ class Networks(NamedTuple):
 
     unet: Callable[..., Array]
     context_kv: Callable[..., list[ContextKV]]
+    embeddings: Callable[..., list[Array]]
     encode_text: Callable[[Params, Array], Array]
     encode_image: Callable[[Params, Array], Array]
     embed_text: Callable[[Params, Array, Array], Array]
@@ -81,6 +84,9 @@ def networks(
     def context_kv(params, text, style=None):
         style = None if style is None else style.astype(dtype)
         return unet_context_kv(weights.part(params, "unet"), config.unet, text.astype(dtype), style)
+
+    def embeddings(params, t, fps=None):
+        return unet_embeddings(weights.part(params, "unet"), config.unet, t, fps, dtype)
 
     def encode_text(params, ids: Int[Array, "b l"]):
         return clip.encode_text(
@@ -123,6 +129,7 @@ def networks(
     return Networks(
         unet,
         context_kv,
+        embeddings,
         encode_text,
         encode_image,
         embed_text,

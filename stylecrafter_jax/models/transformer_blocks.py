@@ -15,7 +15,13 @@ from stylecrafter_jax.models.attention import (
     SelfAttention,
     TemporalAttention,
 )
-from stylecrafter_jax.models.layers import JOINT, NORM_GROUPS, TRANSFORMER_EPSILON, GroupNorm
+from stylecrafter_jax.models.layers import (
+    JOINT,
+    NORM_GROUPS,
+    TRANSFORMER_EPSILON,
+    GroupNorm,
+    tiled,
+)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -55,18 +61,18 @@ class SpatialBlock(nn.Module, kw_only=True):
     def __call__(
         self,
         x: Float[Array, "b f n c"],
-        text: Float[Array, "b l d"],
+        text: Float[Array, "a l d"],
         style: Float[Array, "r s d"] | None,
         scale: Float[Array, " r"] | None,
         kv: ContextKV | None,
-    ) -> Float[Array, "b f n c"]:
+    ) -> Float[Array, "a f n c"]:
         size = {"heads": self.heads, "head_dim": self.head_dim, "dtype": self.dtype}
         h = rearrange(LayerNorm(name="norm1")(x).astype(self.dtype), "b f n c -> (b f) n c")
         h = SelfAttention(**size, name="attn1")(h)
         x = x + rearrange(h, "(b f) n c -> b f n c", b=x.shape[0])
         h = LayerNorm(name="norm2")(x).astype(self.dtype)
         attn2 = DualCrossAttention(**size, fusion=self.fusion, use_norm=self.use_norm, name="attn2")
-        x = x + attn2(h, text, style, scale, kv)
+        x = tiled(x, text.shape[0]) + attn2(h, text, style, scale, kv)
         return x + GEGLU(dtype=self.dtype, name="ff")(LayerNorm(name="norm3")(x).astype(self.dtype))
 
 
@@ -93,11 +99,11 @@ class SpatialTransformer(nn.Module, kw_only=True):
     def __call__(
         self,
         x: Float[Array, "b f h w c"],
-        text: Float[Array, "b l d"],
+        text: Float[Array, "a l d"],
         style: Float[Array, "r s d"] | None = None,
         scale: Float[Array, "r layers"] | None = None,
         kv: Sequence[ContextKV] | None = None,
-    ) -> Float[Array, "b f h w c"]:
+    ) -> Float[Array, "a f h w c"]:
         height, channels = x.shape[2], x.shape[-1]
         residual = x
         norm = GroupNorm(
@@ -119,7 +125,8 @@ class SpatialTransformer(nn.Module, kw_only=True):
             layer_scale = None if scale is None else scale[:, layer]
             x = block(x, text, style, layer_scale, None if kv is None else kv[layer])
         x = rearrange(x, "b f (h w) c -> b f h w c", h=height)
-        return residual + _project(x, channels, self.use_linear, 2, self.dtype, "proj_out")
+        x = _project(x, channels, self.use_linear, 2, self.dtype, "proj_out")
+        return tiled(residual, x.shape[0]) + x
 
 
 class TemporalBlock(nn.Module, kw_only=True):

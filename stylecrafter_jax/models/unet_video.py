@@ -1,6 +1,6 @@
 """VideoCrafter's video UNet with dual cross-attention; images with its temporal layers off."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from stylecrafter_jax import params as weights
 from stylecrafter_jax.config import Fusion, UNetConfig
 from stylecrafter_jax.models.attention import ContextKV, context_kv
 from stylecrafter_jax.models.layers import (
@@ -18,6 +19,7 @@ from stylecrafter_jax.models.layers import (
     GroupNorm,
     ResBlock,
     Upsample,
+    tiled,
     timestep_embedding,
 )
 from stylecrafter_jax.models.transformer_blocks import SpatialTransformer, TemporalTransformer
@@ -28,6 +30,7 @@ Mode = Literal["video", "image", "stills"]
 Kind = Literal["conv", "res", "spatial", "temporal", "down", "up", "res_down", "res_up"]
 Remat = Literal["none", "full", "dots"]
 
+DEFAULT_FPS = 16.0  # the original's
 REMAT_POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -123,13 +126,52 @@ def unet_context_kv(
     return [context_kv(params, name, text, style) for name in dual_attention_names(config)]
 
 
+def unet_embeddings(
+    params: Mapping[str, Any],
+    config: UNetConfig,
+    t: Float[Array, " s"],
+    fps: Float[Array, " b"] | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> list[Float[Array, "s _rows _k"]]:
+    """Returns what every residual block makes of every timestep: once per sample.
+
+    Args:
+        params: flat UNet parameters, names without the part.
+        config: the UNet they belong to.
+        t: the timesteps of a plan.
+        fps: of every video, for models with `fps_cond`; others have one row.
+        dtype: compute dtype.
+    """
+    width = config.model_channels
+
+    def embed(name: str, values: Array) -> Array:
+        own = {"params": weights.nest(weights.part(params, name))}
+        module = EmbeddingMLP(width=4 * width)
+        return jnp.asarray(module.apply(own, timestep_embedding(values, width)))
+
+    emb = embed("time_embed", t)[:, None]
+    if config.fps_cond:
+        fps = jnp.full((1,), DEFAULT_FPS) if fps is None else fps
+        emb = emb + embed("fps_embedding", fps)[None]
+    hidden = nn.silu(emb.astype(dtype))
+    found = []
+    for layer in unet_plan(config).layers:
+        if layer.kind in ("res", "res_down", "res_up"):
+            kernel, bias = (
+                params[f"{layer.name}/emb_layers.1/{leaf}"] for leaf in ("kernel", "bias")
+            )
+            found.append(hidden @ kernel.astype(dtype) + bias.astype(dtype)[None, None])
+    return found
+
+
 class UNetVideo(nn.Module, kw_only=True):
     """Predicts the noise (or v, or x0) in a video's latents.
 
     Args of the call:
         x: noisy latents.
         t: timesteps, one per video.
-        text: text tokens, one set per video, never repeated per frame.
+        text: text tokens, one set per video, never repeated per frame; or several sets, for all
+            videos one after the other, which share what comes before the first look at them.
         style: style tokens of the leading r videos of the batch; the rest is not styled.
         style_scale: factor on the style branch per styled video and dual cross-attention layer, or
             more columns than there are layers, as the original allows; None is 1.
@@ -137,6 +179,7 @@ class UNetVideo(nn.Module, kw_only=True):
         features: depth-adapter features, added after every third input block.
         mode: see `Mode`.
         kv: what `unet_context_kv` returned for this text and style, to save computing it.
+        embeddings: likewise rows of what `unet_embeddings` returned for `t` and `fps`.
 
     Source: StyleCrafter, lvdm/modules/networks/openaimodel3d.py, UNetModel and UNet2DModel.
     """
@@ -152,7 +195,7 @@ class UNetVideo(nn.Module, kw_only=True):
         self,
         x: Float[Array, "b f h w c"],
         t: Float[Array, " b"],
-        text: Float[Array, "b l d"],
+        text: Float[Array, "a l d"],
         style: Float[Array, "r s d"] | None = None,
         style_scale: Float[Array, "r layers"] | None = None,
         *,
@@ -160,19 +203,21 @@ class UNetVideo(nn.Module, kw_only=True):
         features: Sequence[Float[Array, "b f _h _w _c"]] | None = None,
         mode: Mode = "video",
         kv: Sequence[ContextKV] | None = None,
-    ) -> Float[Array, "b f h w o"]:
+        embeddings: Sequence[Float[Array, "_b _k"]] | None = None,
+    ) -> Float[Array, "a f h w o"]:
         plan = unet_plan(self.config)
         layers = self.config.dual_layers
         if style_scale is not None and style_scale.shape[1] < layers:
             raise ValueError(f"style_scale: wanted {layers} layers, got {style_scale.shape[1]}")
-        emb = self.embedding(t, fps)
+        emb = Embedding(None, iter(embeddings)) if embeddings else Embedding(self.embedding(t, fps))
         text = text.astype(self.dtype)
         style = None if style is None else style.astype(self.dtype)
         temporal = self.temporal_inputs(x.shape[1], text, style, mode)
 
-        def run(block, h):
+        def run(block, h, skip=None):
             for layer in block:
-                h = self.run_layer(layer, h, emb, (text, style, style_scale, kv), temporal)
+                h = self.run_layer(layer, h, emb, (text, style, style_scale, kv), temporal, skip)
+                skip = None
             return h
 
         h = x.astype(self.dtype)
@@ -185,11 +230,11 @@ class UNetVideo(nn.Module, kw_only=True):
             if i == 0 and self.config.addition_attention:
                 h = run([Layer("init_attn.0", "temporal", h.shape[-1])], h)
             if features is not None and (i + 1) % 3 == 0:
-                h = h + features[i // 3].astype(self.dtype)
+                h = h + tiled(features[i // 3].astype(self.dtype), h.shape[0])
             skips.append(h)
         h = run(plan.middle, h)
         for block in plan.output:
-            h = run(block, jnp.concatenate([h, skips.pop()], axis=-1))
+            h = run(block, h, skips.pop())
         norm = GroupNorm(
             epsilon=RESNET_EPSILON,
             groups=self.config.norm_groups,
@@ -197,7 +242,7 @@ class UNetVideo(nn.Module, kw_only=True):
             dtype=self.dtype,
             name="out.0",
         )
-        h = norm(h)
+        h = tiled(norm(h), text.shape[0])
         h = nn.Conv(self.config.out_channels, (3, 3), padding=1, dtype=self.dtype, name="out.2")(h)
         return h.astype(jnp.float32)
 
@@ -209,7 +254,7 @@ class UNetVideo(nn.Module, kw_only=True):
         mlp = EmbeddingMLP(width=4 * width, name="time_embed")
         emb = mlp(timestep_embedding(t, width))
         if self.config.fps_cond:
-            fps = jnp.full_like(t, 16.0) if fps is None else fps
+            fps = jnp.full_like(t, DEFAULT_FPS) if fps is None else fps
             mlp = EmbeddingMLP(width=4 * width, name="fps_embedding")
             emb = emb + mlp(timestep_embedding(fps, width))
         return emb.astype(self.dtype)
@@ -217,7 +262,7 @@ class UNetVideo(nn.Module, kw_only=True):
     def temporal_inputs(
         self,
         frames: int,
-        text: Float[Array, "b l d"],
+        text: Float[Array, "a l d"],
         style: Float[Array, "r s d"] | None,
         mode: Mode,
     ) -> "TemporalInputs":
@@ -241,8 +286,8 @@ class UNetVideo(nn.Module, kw_only=True):
         is_text = jnp.arange(context.shape[1])[None] < context.shape[1] - s
         return TemporalInputs(mode, mask, context, has_style | is_text)
 
-    def run_layer(self, layer: Layer, h, emb, contexts, temporal: "TemporalInputs"):
-        """Runs one layer of the plan under its name."""
+    def run_layer(self, layer: Layer, h, emb, contexts, temporal: "TemporalInputs", skip):
+        """Runs one layer of the plan under its name; a residual block takes what was skipped."""
         config, name, channels = self.config, layer.name, layer.channels
         if layer.kind == "conv":
             return nn.Conv(channels, (3, 3), padding=1, dtype=self.dtype, name=name)(h)
@@ -263,7 +308,10 @@ class UNetVideo(nn.Module, kw_only=True):
             dtype=self.dtype,
             name=name,
         )
-        return block(h, emb, temporal.mode == "video")
+        rows = h.shape[0]
+        whole, projected = emb.whole, next(emb.projected, None)
+        whole, projected = (None if e is None else tiled(e, rows) for e in (whole, projected))
+        return block(h, whole, temporal.mode == "video", skip, projected)
 
     def run_transformer(self, layer: Layer, h, contexts, temporal: "TemporalInputs"):
         """Runs one spatial or temporal transformer; the latter is skipped in image mode."""
@@ -294,6 +342,8 @@ class UNetVideo(nn.Module, kw_only=True):
             self_attention_only=config.temporal_selfatt_only,
             **size,
         )
+        if temporal.context is not None:
+            h = tiled(h, temporal.context.shape[0])
         return block(h, temporal.context, temporal.mask, temporal.context_mask)
 
     def rematerialised(self, block: Any, static: tuple[int, ...] = ()) -> Any:
@@ -301,6 +351,13 @@ class UNetVideo(nn.Module, kw_only=True):
         if self.remat == "none":
             return block
         return nn.remat(block, policy=REMAT_POLICIES[self.remat], static_argnums=static)
+
+
+class Embedding(NamedTuple):
+    """The time embedding: as it is, or what the residual blocks, one after another, make of it."""
+
+    whole: Float[Array, "b k"] | None
+    projected: Iterator[Float[Array, "_b _k"]] = iter(())
 
 
 class TemporalInputs(NamedTuple):

@@ -7,8 +7,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from stylecrafter_jax.config import AutoencoderConfig
-from stylecrafter_jax.models.attention import attention
-from stylecrafter_jax.models.layers import NORM_GROUPS, GroupNorm, upsample_nearest
+from stylecrafter_jax.kernels.self_attention import attention
+from stylecrafter_jax.models.layers import NORM_GROUPS, GroupNorm, UpsampledConv
 
 EPSILON = 1e-6
 
@@ -137,8 +137,8 @@ class Decoder(nn.Module, kw_only=True):
                 if resolution in config.attn_resolutions:
                     x = AttnBlock(name=f"up.{level}.attn.{i}", **shared)(x)
             if level:
-                x = rearrange(upsample_nearest(x[:, None]), "b 1 h w c -> b h w c")
-                x = _conv(channels, 3, self.dtype, f"up.{level}.upsample.conv")(x)
+                conv = UpsampledConv(dtype=self.dtype, name=f"up.{level}.upsample.conv")
+                x = rearrange(conv(x[:, None]), "b 1 h w c -> b h w c")
                 resolution *= 2
         x = _norm(config.norm_groups, self.dtype, "norm_out", silu=True)(x)
         p = config.patch_size

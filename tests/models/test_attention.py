@@ -5,14 +5,11 @@ import pytest
 from numpy.testing import assert_allclose
 
 from stylecrafter_jax import params as weights_of
-from stylecrafter_jax.models import attention as attention_module
 from stylecrafter_jax.models.attention import (
     DualCrossAttention,
     SelfAttention,
     TemporalAttention,
-    attention,
     context_kv,
-    relative_attention,
 )
 from tests.models.filled import compiled, fill, normal, shapes_of
 
@@ -30,70 +27,6 @@ def dual(fusion="dual", use_norm=True, dtype=jnp.float32):
 
 def run(module, *args):
     return compiled(module.apply)(*args)
-
-
-def exact_attention(q, k, v, mask=None):
-    q, k, v = (np.asarray(y, np.float64) for y in (q, k, v))
-    logits = np.einsum("bnme,blme->bmnl", q, k) / np.sqrt(q.shape[-1])
-    if mask is not None:
-        logits = np.where(np.asarray(mask)[:, None], logits, -np.inf)
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.einsum("bmnl,blme->bnme", weights / weights.sum(-1, keepdims=True), v)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_a_softmax_average_of_the_values(masked):
-    q, k, v = normal(0, 2, 5, 4, 8), normal(1, 2, 6, 4, 8), normal(2, 2, 6, 4, 8)
-    mask = jnp.asarray(np.random.default_rng(3).random((2, 5, 6)) > 0.4).at[..., 0].set(True)
-    mask = mask if masked else None
-    assert_allclose(attention(q, k, v, mask), exact_attention(q, k, v, mask), **LAYER)
-
-
-def test_attention_row_by_row_is_attention_at_once(monkeypatch):
-    q, k, v = normal(0, 3, 5, 2, 8), normal(1, 3, 6, 2, 8), normal(2, 3, 6, 2, 8)
-
-    def run():  # a function of its own each time, so that JAX traces it anew
-        def loss(q, k, v):
-            y = attention(q, k, v)
-            return jnp.square(y).sum(), y
-
-        grad = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
-        return str(jax.make_jaxpr(loss)(q, k, v)), compiled(grad)(q, k, v)
-
-    at_once, wanted = run()
-    monkeypatch.setattr(attention_module, "LOGITS_BYTES", 0)
-    row_by_row, found = run()
-    assert "scan" in row_by_row and "scan" not in at_once
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        assert_allclose(ours, theirs, atol=1e-6, rtol=1e-6)
-
-
-def test_attention_has_float32_logits_and_softmax_in_bfloat16():
-    q, k, v = (normal(i, 1, 4, 1, 32) for i in range(3))
-    half = [jnp.asarray(4.0 * y, jnp.bfloat16) for y in (q, k, v)]
-    found = attention(*half)
-    assert found.dtype == jnp.bfloat16
-    exact = exact_attention(*(y.astype(jnp.float32) for y in half))
-    # Logits near 100 in bfloat16 would be wrong by 0.25, and the weights by a quarter.
-    assert_allclose(found.astype(jnp.float32), exact, atol=0.05, rtol=0.02)
-
-
-@pytest.mark.parametrize(
-    ("queries", "keys", "causal"),
-    [(4, 4, False), (9, 9, False), (3, 77, False), (6, 2, False), (4, 4, True), (9, 9, True)],
-)
-def test_relative_attention_is_the_originals(original, queries, keys, causal):
-    heads, width, extent = 2, 8, 3
-    q, k, v = (normal(i, 2, n, heads * width) for i, n in enumerate((queries, keys, keys)))
-    tables = normal(3, 2 * extent + 1, width), normal(4, 2 * extent + 1, width)
-    mask = jnp.tril(jnp.ones((queries, keys), bool)) if causal else None
-    split = [y.reshape(2, -1, heads, width) for y in (q, k, v)]
-    found = compiled(relative_attention)(*split, *tables, None if mask is None else mask[None])
-    wanted = original.apply(
-        lambda _, q, k, v, *tables, mask: original.relative_attend(q, k, v, heads, *tables, mask),
-        {}, q, k, v, *tables, mask=mask,
-    )  # fmt: skip
-    assert_allclose(found.reshape(2, queries, -1), wanted, **LAYER)
 
 
 @pytest.mark.parametrize("relative", [None, 2])

@@ -13,6 +13,7 @@ from stylecrafter_jax.models.unet_video import (
     UNetVideo,
     dual_attention_names,
     unet_context_kv,
+    unet_embeddings,
     unet_plan,
 )
 from tests.models import constructor
@@ -239,6 +240,52 @@ def test_a_batch_of_styled_and_unstyled_videos_is_each_alone(tiny):
     styled = run(X[:1], T[:1], TEXT[:1], STYLE[:1], scale)
     plain = run(X[1:], T[1:], TEXT[1:])
     assert_allclose(given, jnp.concatenate([styled, plain]), atol=1e-5)
+
+
+SHARED = {
+    "released": {},
+    "attention everywhere": {"attention_resolutions": (1,), "num_res_blocks": 1},
+    "attention further on": {
+        "attention_resolutions": (2,),
+        "channel_mult": (1, 2),
+        "num_res_blocks": 1,
+    },
+    "temporal attention to text": {"temporal_selfatt_only": False},
+    "frame rate": {"fps_cond": True},
+    "no attention": {"attention_resolutions": (), "num_res_blocks": 1, "channel_mult": (1,)},
+}
+
+
+@pytest.mark.parametrize("changes", SHARED.values(), ids=SHARED.keys())
+def test_texts_that_share_their_videos_give_what_each_gives_with_its_own(changes):
+    config = modified(TINY, **changes)
+    module = UNetVideo(config=config)
+    x, t = X, T
+    texts, scale = jnp.concatenate([TEXT, 2.0 * TEXT, -TEXT]), jnp.array([[0.7], [0.2]])
+    scale = jnp.tile(scale, (1, config.dual_layers))
+    fps = jnp.array([8.0, 24.0]) if config.fps_cond else None
+    variables, _ = fill(module, x, t, TEXT, STYLE, fps=fps)
+    run = compiled(module.apply)
+    shared = run(variables, x, t, texts, STYLE, scale, fps=fps)
+    own = (jnp.tile(y, (3,) + (1,) * (y.ndim - 1)) for y in (x, t))
+    rates = None if fps is None else jnp.tile(fps, 3)
+    assert_allclose(shared, run(variables, *own, texts, STYLE, scale, fps=rates), atol=1e-5)
+    assert np.abs(shared[:2] - shared[2:4]).max() > 1e-3
+
+
+@pytest.mark.parametrize("fps", [None, jnp.array([8.0, 24.0])])
+def test_time_embeddings_made_for_all_steps_are_those_of_each(fps):
+    config = modified(TINY, fps_cond=fps is not None, num_res_blocks=1, use_scale_shift_norm=True)
+    module = UNetVideo(config=config)
+    variables, _ = fill(module, X, T, TEXT, fps=fps)
+    steps = jnp.array([999.0, 400.0, 3.0])
+    tables = unet_embeddings(weights_of.flatten(variables["params"]), config, steps, fps)
+    run = compiled(module.apply)
+    given = run(variables, X, jnp.zeros(2), TEXT, embeddings=[table[1] for table in tables])
+    wanted = run(variables, X, jnp.full((2,), 400.0), TEXT, fps=fps)
+    assert_allclose(given, wanted, atol=1e-5)
+    other = run(variables, X, jnp.full((2,), 3.0), TEXT, fps=fps)
+    assert np.abs(given - other).max() > 1e-3
 
 
 def test_unstyled_videos_do_not_see_the_style_in_their_temporal_context():

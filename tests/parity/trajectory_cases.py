@@ -99,7 +99,7 @@ def _sample(
         tokens = jnp.concatenate([jnp.asarray(contexts[name]) for name in running])
         rate = None
         if fps is not None:
-            rate = jnp.tile(jnp.broadcast_to(jnp.float32(fps), (text.shape[0],)), len(running))
+            rate = jnp.broadcast_to(jnp.float32(fps), (text.shape[0],))
         return nets.unet(
             params,
             x,

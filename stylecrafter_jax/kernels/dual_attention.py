@@ -1,0 +1,190 @@
+"""Dual cross-attention: to text, plus a gained and normed branch to style tokens.
+
+With queries q, keys and values of text (k, v) and of style (k', v'), for every head of width e
+
+    A  = softmax(q k^T / sqrt(e)) v
+    A' = softmax(q k'^T / sqrt(e)) v'
+    out = A + gain * LayerNorm(A')
+
+The LayerNorm runs over all heads of a query together. Leading rows of the batch have a style, the
+others get A alone. The queries of all frames of a video share its keys and values.
+
+`reference` is the formula, `xla` leaves it to XLA, `pallas` makes one kernel of it that never holds
+logits outside the chip; its backward pass computes the softmaxes again.
+
+Source: StyleCrafter (arXiv 2312.00330), eq. 1; its lvdm/modules/attention.py,
+DualCrossAttnProcessorAS.efficient_forward.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from stylecrafter_jax.kernels import dual_attention_gpu, dual_attention_tpu
+from stylecrafter_jax.kernels.dispatch import Implementation, chosen, target
+from stylecrafter_jax.kernels.dual_attention_sizes import Sizes
+from stylecrafter_jax.kernels.self_attention import attention
+
+EPSILON = 1e-5
+HEAD_DIMS = (8, 256)
+TOKENS = 1024  # of text and style together: keys and values stay on chip
+LANES = 128
+BODIES = {"tpu": dual_attention_tpu, "gpu": dual_attention_gpu}
+
+
+def dual_attention(
+    q: Float[Array, "b n k"],
+    text_k: Float[Array, "b l k"],
+    text_v: Float[Array, "b l k"],
+    style_k: Float[Array, "r s k"],
+    style_v: Float[Array, "r s k"],
+    gain: Float[Array, " r"],
+    norm_scale: Float[Array, " k"],
+    norm_bias: Float[Array, " k"],
+    *,
+    heads: int,
+    impl: Implementation | None = None,
+) -> Float[Array, "b n k"]:
+    """Returns `out` of the formula above, in the type of `q`.
+
+    Args:
+        q: queries, with merged heads.
+        text_k: keys of the text.
+        text_v: values of the text.
+        style_k: keys of the style of the leading rows.
+        style_v: values of the style.
+        gain: factor on the style branch.
+        norm_scale: of the LayerNorm.
+        norm_bias: of the LayerNorm.
+        heads: how many there are.
+        impl: None takes the fastest that covers the arguments where the program will run.
+
+    Raises:
+        NotImplementedError: `impl` does not cover the arguments.
+        ValueError: more rows have a style than there are, or the heads do not divide the width.
+    """
+    rows, styled, width = q.shape[0], style_k.shape[0], q.shape[2]
+    if styled > rows:
+        raise ValueError(f"{styled} rows have a style, but there are {rows}")
+    if width % heads:
+        raise ValueError(f"{heads} heads do not divide the width {width}")
+    missing = _missing(q.dtype, width // heads, text_k.shape[1] + style_k.shape[1], styled)
+    fastest = "pallas" if target() == "tpu" else "xla"
+    taken = chosen(impl, fastest=fastest, missing=missing)
+    arrays = (q, text_k, text_v, style_k, style_v, gain, norm_scale, norm_bias)
+    if taken == "pallas":
+        return fused(*arrays, heads=heads, platform="gpu" if target() == "gpu" else "tpu")
+    return reference(*arrays, heads=heads) if taken == "reference" else xla(*arrays, heads=heads)
+
+
+def _missing(dtype, head_dim: int, tokens: int, styled: int) -> str | None:
+    """Returns what the Pallas kernels do not cover."""
+    low, high = HEAD_DIMS
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        return f"{dtype}"
+    if head_dim % low or not low <= head_dim <= high:
+        return f"heads of {head_dim} channels"
+    if tokens > TOKENS:
+        return f"{tokens} tokens"
+    return None if styled else "a batch without a style"
+
+
+def reference(
+    q, text_k, text_v, style_k, style_v, gain, norm_scale, norm_bias, *, heads: int
+) -> Float[Array, "b n k"]:
+    """The formula; everything in float32 or, if the arguments are, float64."""
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    arrays = (q, text_k, text_v, style_k, style_v, gain, norm_scale, norm_bias)
+    queries, k, v, k_style, v_style, gain, scale, bias = (x.astype(dtype) for x in arrays)
+
+    def attend(q, k, v):
+        q, k, v = (rearrange(x, "b n (m e) -> b m n e", m=heads) for x in (q, k, v))
+        logits = jnp.einsum("bmne,bmle->bmnl", q, k) / jnp.sqrt(jnp.asarray(q.shape[-1], dtype))
+        out = jnp.einsum("bmnl,bmle->bmne", jax.nn.softmax(logits), v)
+        return rearrange(out, "b m n e -> b n (m e)")
+
+    styled = attend(queries[: len(k_style)], k_style, v_style)
+    mean, variance = styled.mean(-1, keepdims=True), styled.var(-1, keepdims=True)
+    normed = (styled - mean) / jnp.sqrt(variance + EPSILON) * scale[None, None] + bias[None, None]
+    out = attend(queries, k, v).at[: len(k_style)].add(gain[:, None, None] * normed)
+    return out.astype(q.dtype)
+
+
+def xla(
+    q, text_k, text_v, style_k, style_v, gain, norm_scale, norm_bias, *, heads: int
+) -> Float[Array, "b n k"]:
+    """Two attentions in the type of `q`; LayerNorm and sum in float32."""
+
+    def attend(q, k, v):
+        q, k, v = (rearrange(x, "b n (m e) -> b n m e", m=heads) for x in (q, k, v))
+        return rearrange(attention(q, k, v), "b n m e -> b n (m e)")
+
+    styled = style_k.shape[0]
+    text = attend(q, text_k, text_v)
+    style = attend(q[:styled], style_k, style_v).astype(jnp.float32)
+    centred = style - style.mean(-1, keepdims=True)
+    normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPSILON)
+    normed = gain[:, None, None] * (normed * norm_scale[None, None] + norm_bias[None, None])
+    added = (text[:styled].astype(jnp.float32) + normed).astype(q.dtype)
+    return added if styled == q.shape[0] else jnp.concatenate([added, text[styled:]])
+
+
+def fused(
+    q,
+    text_k,
+    text_v,
+    style_k,
+    style_v,
+    gain,
+    norm_scale,
+    norm_bias,
+    *,
+    heads: int,
+    platform: str,
+) -> Float[Array, "b n k"]:
+    """The kernel of a platform, `tpu` or `gpu`; interpreted where the program is for neither."""
+    rows, styled = q.shape[0], style_k.shape[0]
+    sizes = Sizes(
+        heads=heads,
+        head_dim=q.shape[2] // heads,
+        text=text_k.shape[1],
+        style=style_k.shape[1],
+        styled=styled,
+        queries=q.shape[1],
+        epsilon=EPSILON,
+        interpret=target() != platform,
+    )
+    tokens = LANES
+    while tokens < sizes.text + sizes.style:
+        tokens *= 2
+    style = jnp.stack([style_k, style_v])
+    style = jnp.pad(style, ((0, 0), (0, rows - styled), (0, 0), (0, 0)))
+    kv = jnp.concatenate([jnp.stack([text_k, text_v]), style], axis=2)
+    kv = jnp.pad(kv, ((0, 0), (0, 0), (0, tokens - kv.shape[2]), (0, 0)))
+    gain = jnp.pad(gain.astype(jnp.float32), (0, rows - styled))
+    norm = jnp.stack([norm_scale, norm_bias]).astype(jnp.float32)
+    return _fused(q, kv.astype(q.dtype), gain, norm, sizes, platform)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _fused(q, kv, gain, norm, sizes: Sizes, platform: str):
+    return BODIES[platform].forward(q, kv, gain, norm, sizes)
+
+
+def _fused_forward(q, kv, gain, norm, sizes: Sizes, platform: str):
+    return _fused(q, kv, gain, norm, sizes, platform), (q, kv, gain, norm)
+
+
+def _fused_backward(sizes: Sizes, platform: str, saved, grad):
+    q, kv, gain, norm = saved
+    body = BODIES[platform]
+    dq, dkv, sums = body.backward(q, kv, gain, norm, grad, sizes)
+    dgain = jnp.einsum("xbk,xk->b", sums, norm)
+    dnorm = jnp.einsum("xbk,b->xk", sums, gain)
+    return dq, dkv.astype(kv.dtype), dgain, dnorm
+
+
+_fused.defvjp(_fused_forward, _fused_backward)

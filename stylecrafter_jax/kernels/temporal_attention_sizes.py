@@ -1,0 +1,27 @@
+"""What the programs of an attention over frames must know beside their arrays."""
+
+from typing import NamedTuple
+
+
+class Sizes(NamedTuple):
+    """Sizes of an attention over frames.
+
+    Attributes:
+        heads: that the channels are split into.
+        head_dim: channels of a head.
+        frames: of a position.
+        padded: tokens of a position in the arrays, a power of two; those after the frames are
+            padding.
+        interpret: run the program in Python.
+    """
+
+    heads: int
+    head_dim: int
+    frames: int
+    padded: int
+    interpret: bool
+
+    @property
+    def scale(self) -> float:
+        """Factor on the logits."""
+        return self.head_dim**-0.5
