@@ -200,7 +200,7 @@ def read_sheets(args: argparse.Namespace, table: int) -> Iterator[np.ndarray]:
 def write_grid(path: Path, cells: np.ndarray) -> None:
     """Writes cells at the size they were generated at, which is half of a contact sheet's."""
     grid = rearrange(cells[:, :, ::2, ::2], "r c h w z -> (r h) (c w) z")
-    Image.fromarray(grid).save(path, quality=90)
+    Image.fromarray(grid).save(path, quality=80, optimize=True)
     print(path)
 
 
