@@ -93,8 +93,9 @@ def test_a_constant_answer_is_right_by_chance():
 
 @pytest.mark.slow
 def test_judges_learn():
-    """A hundred steps of the picture judge beat chance by far on pictures it has not seen."""
-    judges = training.train(100, 2)
+    """A few hundred steps of the picture judge beat chance by far on pictures it has not seen."""
+    # Of the first weights, the average that is measured still holds 0.99^100 = 37 % after 100.
+    judges = training.train(400, 2)
     assert training.measure(judges, 100)["content_styled"] > 4 / len(CONTENTS)
 
 
