@@ -147,6 +147,8 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=1, metavar="N", help="results at a time (1)")
     add("--dtype", choices=("float32", "bfloat16"), help="to compute in (bfloat16; CPU float32)")
     add("--param-dtype", choices=("float32", "bfloat16"), help="to hold weights in (as stored)")
+    add("--cache-interval", type=int, metavar="N", help="run all of the UNet every N steps (1)")
+    add("--cache-blocks", type=int, metavar="N", help="outermost blocks that run even then (1)")
     add("--decode-chunk", type=int, metavar="N", help="frames decoded at a time (4)")
     add("--decode-tile", type=int, metavar="N", help="side of a tile in latents, for large frames")
 

@@ -17,9 +17,9 @@ from stylecrafter_jax.autoencode import decode_frames, encode_frames
 from stylecrafter_jax.checkpoints.bundle import load_bundle, part_of
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError
 from stylecrafter_jax.config import ModelConfig
-from stylecrafter_jax.denoiser import Condition, make_denoiser
+from stylecrafter_jax.denoiser import Condition, make_denoiser, steps_of
 from stylecrafter_jax.diffusion import solvers
-from stylecrafter_jax.diffusion.samplers import advance, make_plan, noise_to_start
+from stylecrafter_jax.diffusion.samplers import advance_with_memory, make_plan, noise_to_start
 from stylecrafter_jax.diffusion.schedules import make_schedule
 from stylecrafter_jax.media.images import clip_pixels, load_style_image
 from stylecrafter_jax.media.video import to_uint8
@@ -255,28 +255,31 @@ class StyleCrafter:
             x = noise_to_start(plan, jnp.broadcast_to(clean, x.shape), x)
         key = ("sample", options.program_key(), start is None)
         unet, styled = self._part("unet"), condition.style is not None
-        prepare, denoiser = make_denoiser(self.networks, self.schedule, options, styled=styled)
+        denoiser = make_denoiser(self.networks, self.schedule, options, styled=styled)
         fps = jnp.full((len(requests),), options.condition_fps or 0, jnp.float32)
-        timesteps = jnp.asarray(plan.timesteps, jnp.float32)
+        steps = steps_of(plan, self.schedule, options, styled=styled)
         given = self.programs.run(
-            ("prepare", options.guidance), prepare, unet, condition, timesteps, fps
+            ("prepare", options.guidance), denoiser.prepare, unet, condition, steps, fps
         )
 
-        def run(unet, given, keys, state, first, stop):
-            return advance(denoiser(unet, given), state, plan, keys=keys, first=first, stop=stop)
+        def run(unet, given, keys, carry, first, stop):
+            state, memory = carry
+            denoise = denoiser.denoise(unet, given)
+            return advance_with_memory(denoise, state, memory, plan, first, stop, keys)
 
-        state, last = solvers.start(x), plan.steps
+        carry, last = (solvers.start(x), denoiser.memory(unet, given, x)), plan.steps
         args = (unet, given, keys)
-        program = self.programs.get(key, run, *args, state, np.int32(0), np.int32(last))
+        program = self.programs.get(key, run, *args, carry, np.int32(0), np.int32(last))
         if progress is None:
-            return jax.block_until_ready(program(*args, state, np.int32(0), np.int32(last)).x)
+            carry = program(*args, carry, np.int32(0), np.int32(last))
+            return jax.block_until_ready(carry[0].x)
         progress(0, last)
         # Not a callback out of one call: such programs cannot be cached on disk.
         for i in range(last):
-            state = program(*args, state, np.int32(i), np.int32(i + 1))
-            jax.block_until_ready(state)
+            carry = program(*args, carry, np.int32(i), np.int32(i + 1))
+            jax.block_until_ready(carry)
             progress(i + 1, last)
-        return state.x
+        return carry[0].x
 
     def decode(
         self, latents: Float[Array, "b f y x z"], options: Resolved

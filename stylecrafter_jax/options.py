@@ -38,6 +38,9 @@ class Options:
         negative_prompt: text of the unconditional branch.
         seed: with a request's index the only source of randomness.
         strength: with a video to start from, the share of the noise levels to run.
+        cache_interval: run the whole UNet at every so many steps only; between them its inner part
+            is taken from the last time (DeepCache). 1 is always.
+        cache_blocks: how many of the outermost blocks run even then, on either side.
         decode_chunk: frames decoded at a time.
         decode_tile: side of a tile in latents for large frames; None decodes whole frames.
     """
@@ -57,6 +60,8 @@ class Options:
     negative_prompt: str = ""
     seed: int = 123
     strength: float = 1.0
+    cache_interval: int = 1
+    cache_blocks: int = 1
     decode_chunk: int = 4
     decode_tile: int | None = None
 
@@ -108,6 +113,7 @@ class Resolved(Options):
             style_weight=1.0,
             fps=1,
             condition_fps=None,
+            cache_interval=min(2, self.cache_interval),
             decode_chunk=1,
             decode_tile=None,
         )
@@ -147,6 +153,11 @@ class Resolved(Options):
         noisy = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.eta is not None)
         wanted = f"{self.sampler} adds no noise, so it takes no eta (these do: {noisy})"
         yield eta == 0.0 or SAMPLERS[self.sampler].eta is not None, wanted, eta
+        interval, blocks = self.cache_interval, len(config.unet.channel_mult)
+        yield interval >= 1, "cache_interval must be at least 1", interval
+        blocks = blocks * (config.unet.num_res_blocks + 1) - 1
+        fits = 1 <= self.cache_blocks <= blocks
+        yield fits, f"cache_blocks must be between 1 and {blocks}", self.cache_blocks
         style = self.style_weight
         yield 0.0 <= style < math.inf, "style_weight must be at least 0 and finite", style
         yield 0.0 < self.strength <= 1.0, "strength must be in (0, 1]", self.strength

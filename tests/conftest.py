@@ -110,6 +110,15 @@ def small_model(small_bundle):
 
 
 @pytest.fixture(scope="session")
+def original():
+    """The original's blocks in PyTorch."""
+    pytest.importorskip("torch", reason="the independent blocks are written in PyTorch")
+    from tests.models import torch_blocks
+
+    return torch_blocks
+
+
+@pytest.fixture(scope="session")
 def style_files(tmp_path_factory):
     """Three different pictures."""
     folder = tmp_path_factory.mktemp("styles")

@@ -131,6 +131,28 @@ def test_a_program_is_compiled_once_per_shape(make, small_model, style_files):
     assert small_model.programs.compile_seconds == compiled
 
 
+def test_a_kept_inner_part_changes_only_the_steps_that_take_it(small_model, style_files):
+    requests = [Request("a cat", style_files[:1])]
+
+    def latents(**options):
+        resolved = Options(sampler="euler", **options).resolved(small_model.config)
+        condition = small_model.encode(requests, resolved)
+        return np.asarray(small_model.sample(condition, requests, resolved))
+
+    np.testing.assert_allclose(latents(steps=1, cache_interval=2), latents(steps=1), atol=1e-4)
+    whole = latents(steps=3)
+    assert np.abs(latents(steps=3, cache_interval=2) - whole).max() > 1e-2
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.8)])
+def test_who_watches_a_kept_inner_part_gets_the_same_frames(small_model, style_files, interval):
+    guidance = Guidance(text=5.0, style=3.0, interval=interval)
+    options = Options(steps=4, cache_interval=3, guidance=guidance)
+    requests = [Request("a cat", style_files[:1])]
+    watched = small_model.generate(requests, options, progress=silent)
+    assert levels_apart(small_model.generate(requests, options), watched) <= ONE_LEVEL
+
+
 def test_a_picture_has_one_frame_of_its_own_size(make, style_files):
     assert make(Request("a cat", style_files[:1]), image=True).shape == (1, 1, 16, 16, 3)
 

@@ -22,10 +22,11 @@ Source: StyleCrafter (arXiv 2312.00330), eq. 2; its lvdm/models/samplers/ddim.py
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -34,6 +35,7 @@ Branch = Literal["full", "text", "uncond"]
 # Styled rows lead the batch.
 BRANCHES: tuple[Branch, ...] = get_args(Branch)
 DenoiseBranches = Callable[[Array, Array, tuple[Branch, ...]], Array]
+DenoiseBranchesWithMemory = Callable[[Array, Array, tuple[Branch, ...], Any], tuple[Array, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _std(x: Array, axes: tuple[int, ...]) -> Array:
     return jnp.std(x, axis=axes, keepdims=True, ddof=1)
 
 
-def _inside(guidance: Guidance, t_fraction: Array) -> Array:
+def _inside(guidance: Guidance, t_fraction: Any) -> Any:
     low, high = guidance.interval
     return (t_fraction >= low) & (t_fraction <= high)
 
@@ -160,19 +162,53 @@ def guided(
 
     Outside the interval only `full` runs.
     """
+
+    def without(x, t, names, memory):
+        return denoise_branches(x, t, names), memory
+
+    denoise = guided_with_memory(without, guidance, styled, timesteps=timesteps)
+    return lambda x, t: denoise(x, t, None)[0]
+
+
+def guided_with_memory(
+    denoise_branches: DenoiseBranchesWithMemory,
+    guidance: Guidance,
+    styled: bool,
+    *,
+    timesteps: int,
+) -> Callable[[Array, Array, Any], tuple[Array, Any]]:
+    """Returns what `guided` does, of a network that hands a memory from call to call.
+
+    Args:
+        denoise_branches: `(x, t, the branches, memory) -> (out, memory)`; see `guided` for these
+            and for the others.
+        guidance: see above.
+        styled: see above.
+        timesteps: see above.
+    """
     names = branches(guidance, styled)
 
-    def steered(x, t):
-        out = denoise_branches(x, t, names)
+    def steered(x, t, memory):
+        out, memory = denoise_branches(x, t, names, memory)
         parts = rearrange(out, "(k b) ... -> k b ...", k=len(names))
-        return combine(guidance, dict(zip(names, parts, strict=True)), t / timesteps)
+        return combine(guidance, dict(zip(names, parts, strict=True)), t / timesteps), memory
 
-    def plain(x, t):
-        return denoise_branches(x, t, ("full",)).astype(jnp.float32)
+    def plain(x, t, memory):
+        out, memory = denoise_branches(x, t, ("full",), memory)
+        return out.astype(jnp.float32), memory
 
-    def denoise(x: Float[Array, "b ..."], t: Float[Array, " b"]) -> Float[Array, "b ..."]:
+    def denoise(x: Float[Array, "b ..."], t: Float[Array, " b"], memory: Any):
         if guidance.always:
-            return steered(x, t)
-        return jax.lax.cond(jnp.any(_inside(guidance, t / timesteps)), steered, plain, x, t)
+            return steered(x, t, memory)
+        guides = jnp.any(_inside(guidance, t / timesteps))
+        return jax.lax.cond(guides, steered, plain, x, t, memory)
 
     return denoise
+
+
+def running(
+    guidance: Guidance, styled: bool, t_fraction: Float[np.ndarray, " n"]
+) -> list[tuple[Branch, ...]]:
+    """Returns the branches that run at each of several steps, at t / timesteps."""
+    names, inside = branches(guidance, styled), _inside(guidance, t_fraction)
+    return [names if guides else ("full",) for guides in inside]

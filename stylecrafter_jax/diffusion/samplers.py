@@ -30,6 +30,8 @@ from stylecrafter_jax.diffusion.solvers import Coefficients, Levels, State, Tabl
 from stylecrafter_jax.diffusion.timesteps import Spacing, karras_levels, levels_at, spaced
 
 Denoise = Callable[[Array, Array], Array]
+# (x, t, memory) -> (out, what the next step is given)
+DenoiseWithMemory = Callable[[Array, Array, Any], tuple[Array, Any]]
 Callback = Callable[[int, int, np.ndarray | None], None]
 
 
@@ -253,7 +255,8 @@ def sample(
     def body(carry, inputs):
         (i, state), (row, given) = carry, inputs
         fresh = _fresh(plan, keys, i, x) if given is None else given
-        state, x0 = _step(denoise, state, row, fresh)
+        out = denoise(state.x, jnp.full(state.x.shape[:1], row.t))
+        state, x0 = _step(state, out, row, fresh)
         done = i + 1 if callback is None else _report(callback, i, steps, x0, preview_every)
         return (done, state), Trajectory(state.x, x0) if trajectory else None
 
@@ -285,14 +288,46 @@ def advance(
     Raises:
         ValueError: the latents or `keys` do not fit, or keys are needed and not given.
     """
+
+    def without(x, t, memory):
+        return denoise(x, t), memory
+
+    return advance_with_memory(without, state, None, plan, first, stop, keys)[0]
+
+
+def advance_with_memory(
+    denoise: DenoiseWithMemory,
+    state: State,
+    memory: Any,
+    plan: Plan,
+    first: int | Int[Array, ""],
+    stop: int | Int[Array, ""],
+    keys: Key[Array, " b"] | None = None,
+) -> tuple[State, Any]:
+    """Returns what `advance` does, and the memory of a denoiser that hands one from step to step.
+
+    Args:
+        denoise: `(x, t, memory) -> (out, memory)`, otherwise as in `sample`.
+        state: see `advance`; likewise all others.
+        memory: a tree of arrays, given to the first of these steps.
+        plan: see above.
+        first: see above.
+        stop: see above.
+        keys: see above.
+
+    Raises:
+        ValueError: as `advance`.
+    """
     _check_arrays(state.x, plan, keys, None)
     rows = _rows(plan, state.x)
 
-    def body(i, state):
+    def body(i, carry):
+        state, memory = carry
         row = jax.tree.map(lambda column: column[i], rows)
-        return _step(denoise, state, row, _fresh(plan, keys, i, state.x))[0]
+        out, memory = denoise(state.x, jnp.full(state.x.shape[:1], row.t), memory)
+        return _step(state, out, row, _fresh(plan, keys, i, state.x))[0], memory
 
-    return jax.lax.fori_loop(first, stop, body, state)
+    return jax.lax.fori_loop(first, stop, body, (state, memory))
 
 
 class _Row(NamedTuple):
@@ -309,10 +344,9 @@ def _rows(plan: Plan, x: Array) -> _Row:
 
 
 def _step(
-    denoise: Denoise, state: State, row: _Row, fresh: Array | None
+    state: State, out: Array, row: _Row, fresh: Array | None
 ) -> tuple[State, Float[Array, "b ..."]]:
     """Returns the state after a step, and its estimate of x0."""
-    out = denoise(state.x, jnp.full(state.x.shape[:1], row.t))
     return solvers.step(state, out.astype(state.x.dtype), row.coefficients, fresh)
 
 

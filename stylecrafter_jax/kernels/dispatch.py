@@ -6,12 +6,44 @@ import jax
 import jax.numpy as jnp
 
 Implementation = Literal["reference", "xla", "pallas"]
+HEAD_DIMS = (8, 256)  # channels: the step between those that the kernels cover, and the most
 
 
 def target() -> str:
     """Returns the platform that a program traced now is for: the mesh's in use, or the default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def fastest() -> Implementation:
+    """Returns what is known to be fastest there; no kernel was timed on GPU."""
+    return "pallas" if target() == "tpu" else "xla"
+
+
+def body_platform() -> str:
+    """Returns whose Pallas body to take; a program for neither platform interprets the TPU's."""
+    return "gpu" if target() == "gpu" else "tpu"
+
+
+def width_of_head(width: int, heads: int) -> int:
+    """Returns the channels of a head.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
+    if width % heads:
+        raise ValueError(f"{heads} heads do not divide the width {width}")
+    return width // heads
+
+
+def not_covered(dtype, head_dim: int) -> str | None:
+    """Returns which type or width of a head no Pallas kernel covers; None if they do."""
+    step, most = HEAD_DIMS
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        return f"{dtype}"
+    if head_dim % step or not step <= head_dim <= most:
+        return f"heads of {head_dim} channels"
+    return None
 
 
 def multiplied(dtype: jnp.dtype) -> jnp.dtype:

@@ -21,17 +21,25 @@ import functools
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from stylecrafter_jax.kernels import dual_attention_gpu, dual_attention_tpu
-from stylecrafter_jax.kernels.dispatch import Implementation, chosen, target
+from stylecrafter_jax.kernels.dispatch import (
+    Implementation,
+    body_platform,
+    chosen,
+    fastest,
+    not_covered,
+    target,
+    width_of_head,
+)
 from stylecrafter_jax.kernels.dual_attention_sizes import Sizes
+from stylecrafter_jax.kernels.lanes import LANES
 from stylecrafter_jax.kernels.self_attention import attention
 
 EPSILON = 1e-5
-HEAD_DIMS = (8, 256)
 TOKENS = 1024  # of text and style together: keys and values stay on chip
-LANES = 128
 BODIES = {"tpu": dual_attention_tpu, "gpu": dual_attention_gpu}
 
 
@@ -66,30 +74,20 @@ def dual_attention(
         NotImplementedError: `impl` does not cover the arguments.
         ValueError: more rows have a style than there are, or the heads do not divide the width.
     """
-    rows, styled, width = q.shape[0], style_k.shape[0], q.shape[2]
+    rows, styled = q.shape[0], style_k.shape[0]
     if styled > rows:
         raise ValueError(f"{styled} rows have a style, but there are {rows}")
-    if width % heads:
-        raise ValueError(f"{heads} heads do not divide the width {width}")
-    missing = _missing(q.dtype, width // heads, text_k.shape[1] + style_k.shape[1], styled)
-    fastest = "pallas" if target() == "tpu" else "xla"
-    taken = chosen(impl, fastest=fastest, missing=missing)
+    missing = not_covered(q.dtype, width_of_head(q.shape[2], heads))
+    tokens = text_k.shape[1] + style_k.shape[1]
+    if tokens > TOKENS:
+        missing = missing or f"{tokens} tokens"
+    if not styled:
+        missing = missing or "a batch without a style"
+    taken = chosen(impl, fastest=fastest(), missing=missing)
     arrays = (q, text_k, text_v, style_k, style_v, gain, norm_scale, norm_bias)
     if taken == "pallas":
-        return fused(*arrays, heads=heads, platform="gpu" if target() == "gpu" else "tpu")
+        return fused(*arrays, heads=heads, platform=body_platform())
     return reference(*arrays, heads=heads) if taken == "reference" else xla(*arrays, heads=heads)
-
-
-def _missing(dtype, head_dim: int, tokens: int, styled: int) -> str | None:
-    """Returns what the Pallas kernels do not cover."""
-    low, high = HEAD_DIMS
-    if dtype not in (jnp.float32, jnp.bfloat16):
-        return f"{dtype}"
-    if head_dim % low or not low <= head_dim <= high:
-        return f"heads of {head_dim} channels"
-    if tokens > TOKENS:
-        return f"{tokens} tokens"
-    return None if styled else "a batch without a style"
 
 
 def reference(
@@ -157,9 +155,7 @@ def fused(
         epsilon=EPSILON,
         interpret=target() != platform,
     )
-    tokens = LANES
-    while tokens < sizes.text + sizes.style:
-        tokens *= 2
+    tokens = max(LANES, pl.next_power_of_2(sizes.text + sizes.style))
     style = jnp.stack([style_k, style_v])
     style = jnp.pad(style, ((0, 0), (0, rows - styled), (0, 0), (0, 0)))
     kv = jnp.concatenate([jnp.stack([text_k, text_v]), style], axis=2)

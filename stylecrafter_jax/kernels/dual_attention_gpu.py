@@ -14,18 +14,25 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from stylecrafter_jax.kernels.dual_attention_sizes import Sizes
-from stylecrafter_jax.kernels.tiles import columns, product, softmax, softmax_gradient
+from stylecrafter_jax.kernels.head_tiles import (
+    FIRST,
+    PARAMETERS,
+    SECOND,
+    by_head,
+    channels,
+    merged,
+    padded,
+    total,
+)
+from stylecrafter_jax.kernels.tiles import product, softmax_gradient
 
 BLOCK = 64  # queries of a program
 PARTS = 32  # programs of the backward pass that share one head of one batch row
-SIDES = (np.int32(0), np.int32(1))  # keys and values; not int: the interpreter's masked loads
-PARAMETERS = plgpu.CompilerParams(num_warps=4, num_stages=2)
 
 
 def forward(
@@ -36,7 +43,7 @@ def forward(
     sizes: Sizes,
 ) -> Float[Array, "b n k"]:
     """Returns attention to text plus the gained, normed attention to style."""
-    q, kv, norm = (_by_head(x, sizes) for x in (q, kv, norm))
+    q, kv, norm = (by_head(x, sizes.heads) for x in (q, kv, norm))
     spec = _specs(kv, sizes)
     out = pl.pallas_call(
         functools.partial(_forward, sizes=sizes),
@@ -48,7 +55,7 @@ def forward(
         interpret=sizes.interpret,
         name="dual_attention",
     )(gain, q, kv, norm)
-    return rearrange(out, "b n m e -> b n (m e)")
+    return merged(out)
 
 
 def _forward(gain_ref, q_ref, kv_ref, norm_ref, out_ref, *, sizes: Sizes):
@@ -59,9 +66,9 @@ def _forward(gain_ref, q_ref, kv_ref, norm_ref, out_ref, *, sizes: Sizes):
     def head(h, _):
         q, k, v = _head(q_ref, kv_ref, kept, h, sizes)
         logits = product(q, k, "nt") * sizes.scale
-        normed = (product(_over_style(logits, sizes).astype(v.dtype), v) - mean) * inverse
-        normed = normed * _norm(norm_ref, SIDES[0], h, sizes) + _norm(norm_ref, SIDES[1], h, sizes)
-        out = product(_over_text(logits, sizes).astype(v.dtype), v) + gain_ref[row] * normed
+        normed = (product(sizes.over_style(logits).astype(v.dtype), v) - mean) * inverse
+        normed = normed * _norm(norm_ref, FIRST, h, sizes) + _norm(norm_ref, SECOND, h, sizes)
+        out = product(sizes.over_text(logits).astype(v.dtype), v) + gain_ref[row] * normed
         plgpu.store(out_ref.at[:, h, :], out.astype(out_ref.dtype), mask=kept)
         return 0
 
@@ -81,7 +88,7 @@ def backward(
     The last is [2, b, k]: over the queries, `grad * normed style` without scale and bias, and
     `grad`; of no meaning where a row has no style. The gradient of kv and the sums are float32.
     """
-    q, kv, norm, grad = (_by_head(x, sizes) for x in (q, kv, norm, grad))
+    q, kv, norm, grad = (by_head(x, sizes.heads) for x in (q, kv, norm, grad))
     spec, rows = _specs(kv, sizes), q.shape[0]
     blocks = pl.cdiv(sizes.queries, BLOCK)
     call = functools.partial(pl.pallas_call, compiler_params=PARAMETERS, interpret=sizes.interpret)
@@ -94,7 +101,7 @@ def backward(
         name="dual_attention_statistics",
     )(gain, q, kv, norm, grad)
     parts = min(PARTS, blocks)
-    tokens, width = kv.shape[2], _padded(sizes)
+    tokens, width = kv.shape[2], padded(sizes.head_dim)
     whole = pl.BlockSpec((None, sizes.queries, None, width), lambda b, p, h: (b, 0, h, 0))
     keys = pl.BlockSpec((2, None, tokens, None, width), lambda b, p, h: (0, b, 0, h, 0))
     dq, dkv, sums = call(
@@ -120,8 +127,7 @@ def backward(
         ),
         name="dual_attention_gradients",
     )(gain, q, kv, norm, grad, statistics)
-    merge = functools.partial(rearrange, pattern="... m e -> ... (m e)")
-    return merge(dq), merge(dkv.sum(0)), merge(sums.sum(0))
+    return merged(dq), merged(dkv.sum(0)), merged(sums.sum(0))
 
 
 def _statistics(gain_ref, q_ref, kv_ref, norm_ref, grad_ref, out_ref, *, sizes: Sizes):
@@ -132,17 +138,17 @@ def _statistics(gain_ref, q_ref, kv_ref, norm_ref, grad_ref, out_ref, *, sizes: 
 
     def head(h, sums):
         grad = plgpu.load(grad_ref.at[:, h, :], mask=kept, other=0.0).astype(jnp.float32)
-        dnormed = gain_ref[row] * _norm(norm_ref, SIDES[0], h, sizes) * grad
+        dnormed = gain_ref[row] * _norm(norm_ref, FIRST, h, sizes) * grad
         normed = (_style(q_ref, kv_ref, kept, h, sizes) - mean) * inverse
         one, other = sums
-        return one + _total(dnormed), other + _total(dnormed * normed)
+        return one + total(dnormed), other + total(dnormed * normed)
 
     zero = jnp.zeros((BLOCK, 1), jnp.float32)
     styled = jnp.where(row < sizes.styled, sizes.heads, 0)
     one, other = jax.lax.fori_loop(0, styled, head, (zero, zero))
-    channels = sizes.heads * sizes.head_dim
+    width = sizes.heads * sizes.head_dim
     exists = block * BLOCK + jnp.arange(BLOCK) < sizes.queries
-    for i, column in enumerate((mean, inverse, one / channels, other / channels)):
+    for i, column in enumerate((mean, inverse, one / width, other / width)):
         plgpu.store(out_ref.at[np.int32(i), :], column[:, 0], mask=exists)
 
 
@@ -162,9 +168,9 @@ def _gradients(
 ):
     row, part = pl.program_id(0), pl.program_id(1)
     width = q_ref.shape[-1]
-    channels = _channels(width, sizes)
-    k, v = (plgpu.load(kv_ref.at[side], mask=channels, other=0.0) for side in SIDES)
-    scale = plgpu.load(norm_ref.at[SIDES[0]], mask=channels[0], other=0.0)[None]
+    mask = channels(width, sizes.head_dim)
+    k, v = (plgpu.load(kv_ref.at[side], mask=mask, other=0.0) for side in (FIRST, SECOND))
+    scale = plgpu.load(norm_ref.at[FIRST], mask=mask[0], other=0.0)[None]
 
     def step(i, sums):
         dk, dv, of_normed, of_grad = sums
@@ -178,7 +184,7 @@ def _gradients(
         )
         q, grad = (plgpu.load(ref.at[own, :], mask=kept, other=0.0) for ref in (q_ref, grad_ref))
         logits = product(q, k, "nt") * sizes.scale
-        to_text, to_style = _over_text(logits, sizes), _over_style(logits, sizes)
+        to_text, to_style = sizes.over_text(logits), sizes.over_style(logits)
         normed = (product(to_style.astype(v.dtype), v) - mean) * inverse
         dstyle = inverse * (gain_ref[row] * scale * grad.astype(jnp.float32) - one - normed * other)
         dstyle = jnp.where(kept, dstyle, 0.0).astype(v.dtype)
@@ -199,84 +205,60 @@ def _gradients(
     zero, flat = jnp.zeros(k.shape, jnp.float32), jnp.zeros((width,), jnp.float32)
     count = pl.cdiv(pl.cdiv(sizes.queries, BLOCK), parts)
     dk, dv, *sums = jax.lax.fori_loop(0, count, step, (zero, zero, flat, flat))
-    for side in SIDES:
-        plgpu.store(dkv_ref.at[side], (dk, dv)[side], mask=channels)
-        plgpu.store(sums_ref.at[side], sums[side], mask=channels[0])
+    for side in (FIRST, SECOND):
+        plgpu.store(dkv_ref.at[side], (dk, dv)[side], mask=mask)
+        plgpu.store(sums_ref.at[side], sums[side], mask=mask[0])
 
 
 def _moments(q_ref, kv_ref, kept: Array, row: Array, sizes: Sizes) -> tuple[Array, Array]:
     """Returns mean and inverse deviation of the style branch over all heads of each query."""
     count = jnp.where(row < sizes.styled, sizes.heads, 0)
-    channels = sizes.heads * sizes.head_dim
+    width = sizes.heads * sizes.head_dim
     zero = jnp.zeros((BLOCK, 1), jnp.float32)
 
-    def add(h, total):
-        return total + _total(_style(q_ref, kv_ref, kept, h, sizes))
+    def add(h, found):
+        return found + total(_style(q_ref, kv_ref, kept, h, sizes))
 
-    mean = jax.lax.fori_loop(0, count, add, zero) / channels
+    mean = jax.lax.fori_loop(0, count, add, zero) / width
 
-    def add_square(h, total):
+    def add_square(h, found):
         centred = jnp.where(kept, _style(q_ref, kv_ref, kept, h, sizes) - mean, 0.0)
-        return total + _total(centred * centred)
+        return found + total(centred * centred)
 
-    variance = jax.lax.fori_loop(0, count, add_square, zero) / channels
+    variance = jax.lax.fori_loop(0, count, add_square, zero) / width
     return mean, jax.lax.rsqrt(variance + sizes.epsilon)
 
 
 def _style(q_ref, kv_ref, kept: Array, h: Array, sizes: Sizes) -> Array:
     q, k, v = _head(q_ref, kv_ref, kept, h, sizes)
-    weights = _over_style(product(q, k, "nt") * sizes.scale, sizes)
+    weights = sizes.over_style(product(q, k, "nt") * sizes.scale)
     return product(weights.astype(v.dtype), v)
 
 
 def _head(q_ref, kv_ref, kept: Array, h: Array, sizes: Sizes) -> tuple[Array, Array, Array]:
     """Returns queries, keys and values of a head; 0 where there are none."""
-    channels = _channels(q_ref.shape[-1], sizes)
+    mask = channels(q_ref.shape[-1], sizes.head_dim)
     q = plgpu.load(q_ref.at[:, h, :], mask=kept, other=0.0)
-    k, v = (plgpu.load(kv_ref.at[side, :, h, :], mask=channels, other=0.0) for side in SIDES)
+    k, v = (plgpu.load(kv_ref.at[side, :, h, :], mask=mask, other=0.0) for side in (FIRST, SECOND))
     return q, k, v
 
 
 def _norm(norm_ref, side: np.int32, h: Array, sizes: Sizes) -> Array:
     """Returns the LayerNorm's scale (side 0) or bias (side 1) of a head, as a row."""
-    channels = _channels(norm_ref.shape[-1], sizes)[0]
-    return plgpu.load(norm_ref.at[side, h, :], mask=channels, other=0.0)[None]
-
-
-def _channels(width: int, sizes: Sizes) -> Array:
-    """Returns which columns of a tile are channels, as a row; the others are padding."""
-    return (jnp.arange(width) < sizes.head_dim)[None]
+    mask = channels(norm_ref.shape[-1], sizes.head_dim)[0]
+    return plgpu.load(norm_ref.at[side, h, :], mask=mask, other=0.0)[None]
 
 
 def _kept(block: Array, width: int, sizes: Sizes) -> Array:
     """Returns which entries of a tile of queries exist."""
-    return (block * BLOCK + jnp.arange(BLOCK) < sizes.queries)[:, None] & _channels(width, sizes)
-
-
-def _over_text(logits: Array, sizes: Sizes) -> Array:
-    return softmax(logits, columns(logits, 0, sizes.text))
-
-
-def _over_style(logits: Array, sizes: Sizes) -> Array:
-    return softmax(logits, columns(logits, sizes.text, sizes.text + sizes.style))
-
-
-def _total(x: Array) -> Array:
-    return x.sum(-1, keepdims=True)
-
-
-def _by_head(x: Array, sizes: Sizes) -> Array:
-    return rearrange(x, "... (m e) -> ... m e", m=sizes.heads)
-
-
-def _padded(sizes: Sizes) -> int:
-    """Returns the columns of a head's tile, which Triton wants to be a power of two."""
-    return pl.next_power_of_2(sizes.head_dim)
+    return (block * BLOCK + jnp.arange(BLOCK) < sizes.queries)[:, None] & channels(
+        width, sizes.head_dim
+    )
 
 
 def _specs(kv: Array, sizes: Sizes) -> dict[str, pl.BlockSpec]:
     """Returns how blocks lie for programs of a batch row and a block of queries."""
-    tile = (sizes.heads, _padded(sizes))
+    tile = (sizes.heads, padded(sizes.head_dim))
     return {
         "all": pl.BlockSpec(),
         "rows": pl.BlockSpec((None, BLOCK, *tile), lambda b, j: (b, j, 0, 0)),

@@ -2,6 +2,10 @@
 
 from typing import NamedTuple
 
+from jaxtyping import Array
+
+from stylecrafter_jax.kernels.tiles import columns, softmax
+
 
 class Sizes(NamedTuple):
     """Sizes of a dual cross-attention.
@@ -30,3 +34,11 @@ class Sizes(NamedTuple):
     def scale(self) -> float:
         """Factor on the logits."""
         return self.head_dim**-0.5
+
+    def over_text(self, logits: Array) -> Array:
+        """Returns the softmax over the keys of the text."""
+        return softmax(logits, columns(logits, 0, self.text))
+
+    def over_style(self, logits: Array) -> Array:
+        """Returns the softmax over the keys of the style."""
+        return softmax(logits, columns(logits, self.text, self.text + self.style))

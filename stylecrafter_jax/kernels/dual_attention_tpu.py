@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from stylecrafter_jax.kernels.dual_attention_sizes import Sizes
 from stylecrafter_jax.kernels.lanes import for_heads
-from stylecrafter_jax.kernels.tiles import columns, product, softmax, softmax_gradient
+from stylecrafter_jax.kernels.tiles import product, softmax_gradient
 
 LARGEST_BLOCK = 512  # queries
 FAST_BYTES = 11 * 2**20  # to plan with, of the 16 MiB that a program gets
@@ -35,7 +35,7 @@ def forward(
     sizes: Sizes,
 ) -> Float[Array, "b n k"]:
     """Returns attention to text plus the gained, normed attention to style."""
-    block, specs = _specs(q, kv, 2)
+    block, specs = _specs(q, kv, backward=False)
     return pl.pallas_call(
         functools.partial(_forward, sizes=sizes),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
@@ -58,9 +58,9 @@ def _forward(gain_ref, q_ref, kv_ref, norm_ref, out_ref, text_ref, style_ref, *,
         def of_head(lanes, own):
             q, k, v = own(q_ref[0, :, lanes]), kv_ref[0, 0, :, lanes], kv_ref[1, 0, :, lanes]
             logits = product(q, k, "nt") * sizes.scale
-            text_ref[:, lanes] += own(product(_over_text(logits, sizes).astype(v.dtype), v))
+            text_ref[:, lanes] += own(product(sizes.over_text(logits).astype(v.dtype), v))
             if with_style:
-                style = product(_over_style(logits, sizes).astype(v.dtype), v)
+                style = product(sizes.over_style(logits).astype(v.dtype), v)
                 style_ref[:, lanes] += own(style)
 
         text_ref[...] = jnp.zeros_like(text_ref)
@@ -94,7 +94,7 @@ def backward(
     The last is [2, b, k]: over the queries, `grad * normed style` without scale and bias, and
     `grad`; both 0 where a row has no style. The gradient of kv and the sums are float32.
     """
-    block, specs = _specs(q, kv, 3)
+    block, specs = _specs(q, kv, backward=True)
     rows, width = q.shape[0], q.shape[2]
     sums = pl.BlockSpec((2, 1, 1, width), lambda i, j: (0, i, 0, 0))
     dq, dkv, total = pl.pallas_call(
@@ -150,11 +150,11 @@ def _backward(
             k, v = kv_ref[0, 0, :, lanes], kv_ref[1, 0, :, lanes]
             q, grad = rows(q_ref, lanes, own), rows(grad_ref, lanes, own)
             logits = product(q, k, "nt") * sizes.scale
-            weights = _over_text(logits, sizes)
+            weights = sizes.over_text(logits)
             dlogits = softmax_gradient(weights, product(grad, v, "nt"))
             dv = product(weights.astype(grad.dtype), grad, "tn")
             if with_style:
-                weights = _over_style(logits, sizes)
+                weights = sizes.over_style(logits)
                 dstyle = own(dstyle_ref[:, lanes]).astype(v.dtype)
                 dlogits += softmax_gradient(weights, product(dstyle, v, "nt"))
                 dv += product(weights.astype(dstyle.dtype), dstyle, "tn")
@@ -173,7 +173,7 @@ def _backward(
         def of_head(lanes, own):
             k, v = kv_ref[0, 0, :, lanes], kv_ref[1, 0, :, lanes]
             logits = product(rows(q_ref, lanes, own), k, "nt") * sizes.scale
-            style_ref[:, lanes] += own(product(_over_style(logits, sizes).astype(v.dtype), v))
+            style_ref[:, lanes] += own(product(sizes.over_style(logits).astype(v.dtype), v))
 
         style_ref[...] = jnp.zeros_like(style_ref)
         for_heads(sizes.heads, sizes.head_dim, of_head)
@@ -192,14 +192,6 @@ def _backward(
         attend(False)
 
 
-def _over_text(logits: Array, sizes: Sizes) -> Array:
-    return softmax(logits, columns(logits, 0, sizes.text))
-
-
-def _over_style(logits: Array, sizes: Sizes) -> Array:
-    return softmax(logits, columns(logits, sizes.text, sizes.text + sizes.style))
-
-
 def _normalised(x: Array, epsilon: float) -> tuple[Array, Array]:
     """Returns rows of mean 0 and variance 1, and what they were divided by, inverted."""
     x = x - x.mean(-1, keepdims=True)
@@ -207,16 +199,17 @@ def _normalised(x: Array, epsilon: float) -> tuple[Array, Array]:
     return x * inverse, inverse
 
 
-def _specs(q: Array, kv: Array, tiles: int) -> tuple[int, dict[str, pl.BlockSpec]]:
+def _specs(q: Array, kv: Array, *, backward: bool) -> tuple[int, dict[str, pl.BlockSpec]]:
     """Returns how many queries a block has, and how blocks lie.
 
     Args:
         q: queries.
         kv: keys and values.
-        tiles: of queries and the like; each is held twice, since the next one is on its way.
+        backward: the pass, which adds up gradients of keys and values, and holds more tiles.
     """
     width, columns, size = q.shape[2], kv.shape[2], q.dtype.itemsize
-    backward = tiles > 2  # it adds up the gradients of keys and values, and holds more tiles
+    # What comes and goes is held twice, since the next block is on its way.
+    tiles = 3 if backward else 2
     fixed = 2 * 2 * columns * width * (size + (4 if backward else 0))
     each = width * (2 * tiles * size + 4 * (6 if backward else 3))
     block = min(LARGEST_BLOCK, max(16, (FAST_BYTES - fixed) // each // 16 * 16))

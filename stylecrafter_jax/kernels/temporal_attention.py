@@ -19,15 +19,24 @@ import functools
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float
 
 from stylecrafter_jax.kernels import temporal_attention_gpu, temporal_attention_tpu
-from stylecrafter_jax.kernels.dispatch import Implementation, chosen, multiplied, target
+from stylecrafter_jax.kernels.dispatch import (
+    Implementation,
+    body_platform,
+    chosen,
+    fastest,
+    multiplied,
+    not_covered,
+    target,
+    width_of_head,
+)
 from stylecrafter_jax.kernels.lanes import LANES
 from stylecrafter_jax.kernels.temporal_attention_sizes import Sizes
 
 FRAMES = 64
-HEAD_DIMS = (8, 256)
 BODIES = {"tpu": temporal_attention_tpu, "gpu": temporal_attention_gpu}
 
 
@@ -56,28 +65,15 @@ def temporal_attention(
         NotImplementedError: `impl` does not cover the arguments.
         ValueError: the heads do not divide the width.
     """
-    rows, frames, width = q.shape
-    if width % heads:
-        raise ValueError(f"{heads} heads do not divide the width {width}")
-    missing = _missing(q.dtype, width // heads, frames)
-    fastest = "pallas" if target() == "tpu" else "xla"
-    taken = chosen(impl, fastest=fastest, missing=missing)
+    missing = not_covered(q.dtype, width_of_head(q.shape[2], heads))
+    if q.shape[1] > FRAMES:
+        missing = missing or f"{q.shape[1]} frames"
+    taken = chosen(impl, fastest=fastest(), missing=missing)
     arrays = (q, k, v, table_k, table_v)
     if taken == "pallas":
-        platform = "gpu" if target() == "gpu" else "tpu"
-        return fused(*arrays, heads=heads, platform=platform)
+        return fused(*arrays, heads=heads, platform=body_platform())
     run = reference if taken == "reference" else xla
     return run(*arrays, heads=heads)
-
-
-def _missing(dtype, head_dim: int, frames: int) -> str | None:
-    """Returns what the Pallas kernels do not cover."""
-    low, high = HEAD_DIMS
-    if dtype not in (jnp.float32, jnp.bfloat16):
-        return f"{dtype}"
-    if head_dim % low or not low <= head_dim <= high:
-        return f"heads of {head_dim} channels"
-    return f"{frames} frames" if frames > FRAMES else None
 
 
 def reference(q, k, v, table_k, table_v, *, heads: int) -> Float[Array, "r f k"]:
@@ -138,9 +134,7 @@ def relative_attention(
 def fused(q, k, v, table_k, table_v, *, heads: int, platform: str) -> Float[Array, "r f k"]:
     """The kernel of a platform, `tpu` or `gpu`; interpreted where the program is for neither."""
     rows, frames, width = q.shape
-    padded = 1
-    while padded < frames:
-        padded *= 2
+    padded = pl.next_power_of_2(frames)
     sizes = Sizes(
         heads=heads,
         head_dim=width // heads,

@@ -11,18 +11,26 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
+from stylecrafter_jax.kernels.head_tiles import (
+    FIRST,
+    PARAMETERS,
+    SECOND,
+    by_head,
+    channels,
+    merged,
+    padded,
+    total,
+)
 from stylecrafter_jax.kernels.temporal_attention_sizes import Sizes
-from stylecrafter_jax.kernels.tiles import product, softmax, softmax_gradient
+from stylecrafter_jax.kernels.tiles import product, softmax_gradient
 
 BLOCK = 64  # tokens of a program, the frames of one position at least
 PARTS = 256  # programs of the backward pass that share one head
-KEYS, VALUES = np.int32(0), np.int32(1)  # not int: the interpreter's masked loads
-PARAMETERS = plgpu.CompilerParams(num_warps=4, num_stages=2)
+KEYS, VALUES = FIRST, SECOND  # of the tables
 
 
 def forward(
@@ -36,8 +44,8 @@ def forward(
 
     Row d of the tables, of keys and of values, is the distance d - (sizes.padded - 1).
     """
-    q, k, v = (_by_head(x, sizes) for x in (q, k, v))
-    width = pl.next_power_of_2(sizes.head_dim)
+    q, k, v = (by_head(x, sizes.heads) for x in (q, k, v))
+    width = padded(sizes.head_dim)
     rows = pl.BlockSpec((BLOCK, None, width), lambda i, h: (i, h, 0))
     whole = pl.BlockSpec((*tables.shape[:2], width), lambda i, h: (0, 0, 0))
     out = pl.pallas_call(
@@ -50,11 +58,11 @@ def forward(
         interpret=sizes.interpret,
         name="temporal_attention",
     )(q, k, v, tables)
-    return rearrange(out, "t m e -> t (m e)")
+    return merged(out)
 
 
 def _forward(q_ref, k_ref, v_ref, tables_ref, out_ref, *, sizes: Sizes):
-    mask = _channels(q_ref.shape[-1], sizes)
+    mask = channels(q_ref.shape[-1], sizes.head_dim)
     q, k, v = (plgpu.load(ref, mask=mask, other=0.0) for ref in (q_ref, k_ref, v_ref))
     weights = _weights(q, k, tables_ref, sizes)
 
@@ -75,8 +83,8 @@ def backward(
     sizes: Sizes,
 ) -> tuple[Array, Array, Array, Array]:
     """Returns the gradients of q, k, v and, in float32, of the tables."""
-    q, k, v, grad = (_by_head(x, sizes) for x in (q, k, v, grad))
-    blocks, width = q.shape[0] // BLOCK, pl.next_power_of_2(sizes.head_dim)
+    q, k, v, grad = (by_head(x, sizes.heads) for x in (q, k, v, grad))
+    blocks, width = q.shape[0] // BLOCK, padded(sizes.head_dim)
     parts = max(n for n in range(1, min(PARTS, blocks) + 1) if blocks % n == 0)
     rows = pl.BlockSpec((q.shape[0] // parts, None, width), lambda p, h: (p, h, 0))
     table = (*tables.shape[:2], width)
@@ -98,14 +106,13 @@ def backward(
         interpret=sizes.interpret,
         name="temporal_attention_backward",
     )(q, k, v, tables, grad)
-    dq, dk, dv = (rearrange(x, "t m e -> t (m e)") for x in (dq, dk, dv))
-    return dq, dk, dv, dtables.sum((0, 1))
+    return merged(dq), merged(dk), merged(dv), dtables.sum((0, 1))
 
 
 def _backward(
     q_ref, k_ref, v_ref, tables_ref, grad_ref, dq_ref, dk_ref, dv_ref, dtables_ref, *, sizes: Sizes
 ):
-    mask = _channels(q_ref.shape[-1], sizes)
+    mask = channels(q_ref.shape[-1], sizes.head_dim)
     distances = 2 * sizes.padded - 1
 
     def clear(d, _):
@@ -126,7 +133,7 @@ def _backward(
 
         def add_values(d, dweights):
             side = _row(tables_ref, VALUES, d, mask) * grad.astype(jnp.float32)
-            return dweights + jnp.where(_diagonal(d, sizes), _total(side), 0.0)
+            return dweights + jnp.where(_diagonal(d, sizes), total(side), 0.0)
 
         dweights = jax.lax.fori_loop(0, distances, add_values, product(grad, v, "nt"))
         dlogits = softmax_gradient(weights, dweights) * sizes.scale
@@ -150,17 +157,14 @@ def _backward(
 
 def _weights(q: Array, k: Array, tables_ref, sizes: Sizes) -> Array:
     """Returns the attention of a block's tokens to each other."""
-    mask = _channels(q.shape[-1], sizes)
+    mask = channels(q.shape[-1], sizes.head_dim)
 
     def add(d, logits):
         side = _row(tables_ref, KEYS, d, mask) * q.astype(jnp.float32)
-        return logits + jnp.where(_diagonal(d, sizes), _total(side), 0.0)
+        return logits + jnp.where(_diagonal(d, sizes), total(side), 0.0)
 
     logits = jax.lax.fori_loop(0, 2 * sizes.padded - 1, add, product(q, k, "nt"))
-    row, column = jnp.arange(BLOCK)[:, None], jnp.arange(BLOCK)[None]
-    kept = row // sizes.padded == column // sizes.padded
-    kept &= column % sizes.padded < sizes.frames
-    return softmax(logits * sizes.scale, kept)
+    return sizes.attended(logits)
 
 
 def _diagonal(d: Array, sizes: Sizes) -> Array:
@@ -170,11 +174,7 @@ def _diagonal(d: Array, sizes: Sizes) -> Array:
 
 def _on_diagonal(x: Array, d: Array, sizes: Sizes) -> Array:
     """Returns every row's entry at a distance, as a column; 0 where there is none."""
-    return _total(jnp.where(_diagonal(d, sizes), x, 0.0))
-
-
-def _total(x: Array) -> Array:
-    return x.sum(-1, keepdims=True)
+    return total(jnp.where(_diagonal(d, sizes), x, 0.0))
 
 
 def _row(tables_ref, side: np.int32, d: Array, mask: Array) -> Array:
@@ -187,12 +187,3 @@ def _add(tables_ref, side: np.int32, d: Array, tile: Array, mask: Array) -> None
     """Adds the sum of a tile's rows to a table's row."""
     at = tables_ref.at[side, d, :]
     plgpu.store(at, plgpu.load(at, mask=mask[0], other=0.0) + tile.sum(0), mask=mask[0])
-
-
-def _channels(width: int, sizes: Sizes) -> Array:
-    """Returns which columns of a tile are channels, as a row; the others are padding."""
-    return (jnp.arange(width) < sizes.head_dim)[None]
-
-
-def _by_head(x: Array, sizes: Sizes) -> Array:
-    return rearrange(x, "t (m e) -> t m e", m=sizes.heads)

@@ -2,6 +2,12 @@
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from stylecrafter_jax.kernels.tiles import softmax
+
 
 class Sizes(NamedTuple):
     """Sizes of an attention over frames.
@@ -25,3 +31,10 @@ class Sizes(NamedTuple):
     def scale(self) -> float:
         """Factor on the logits."""
         return self.head_dim**-0.5
+
+    def attended(self, logits: Array) -> Array:
+        """Returns the softmax over the frames of each token's own position."""
+        row = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+        column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+        own = row // self.padded == column // self.padded
+        return softmax(logits * self.scale, own & (column % self.padded < self.frames))

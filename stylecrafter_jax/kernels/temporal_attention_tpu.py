@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from stylecrafter_jax.kernels.lanes import LANES, for_heads, together
 from stylecrafter_jax.kernels.temporal_attention_sizes import Sizes
-from stylecrafter_jax.kernels.tiles import product, softmax, softmax_gradient
+from stylecrafter_jax.kernels.tiles import product, softmax_gradient
 
 LARGEST_BLOCK = 8  # packs of 128 tokens
 FAST_BYTES = 8 * 2**20  # to plan with, of the 16 MiB that a program gets
@@ -155,11 +155,7 @@ def _backward(
 def _weights(q: Array, k: Array, table_k: Array, sizes: Sizes) -> Array:
     """Returns the attention of a pack's tokens to each other."""
     logits = product(q, k, "nt") + _to_columns(product(q, table_k, "nt"), sizes)
-    row = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
-    column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    kept = row // sizes.padded == column // sizes.padded
-    kept &= column % sizes.padded < sizes.frames
-    return softmax(logits * sizes.scale, kept)
+    return sizes.attended(logits)
 
 
 def _to_columns(by_distance: Array, sizes: Sizes) -> Array:

@@ -46,10 +46,7 @@ class EmbeddingMLP(nn.Module, kw_only=True):
 
 
 class GroupNorm(nn.Module, kw_only=True):
-    """GroupNorm with float32 statistics, optionally followed by SiLU.
-
-    Called on several parts, which together are the channels, it norms each; none may cut a group.
-    """
+    """GroupNorm with float32 statistics, optionally followed by SiLU."""
 
     epsilon: float
     groups: int = NORM_GROUPS
@@ -57,8 +54,12 @@ class GroupNorm(nn.Module, kw_only=True):
     silu: bool = False
     dtype: DTypeLike = jnp.float32
 
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        return self.parts(x)[0]
+
     @nn.compact
-    def __call__(self, *parts: Float[Array, "..."]) -> Any:
+    def parts(self, *parts: Float[Array, "..."]) -> list[Float[Array, "..."]]:
+        """Returns each of several parts, which together are the channels; none may cut a group."""
         c = sum(part.shape[-1] for part in parts)
         scale = jnp.asarray(self.param("scale", nn.initializers.ones, (c,)))
         bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (c,)))
@@ -68,7 +69,7 @@ class GroupNorm(nn.Module, kw_only=True):
             groups = self.groups * part.shape[-1] // c
             normed.append(self.normalised(part, scale[own], bias[own], groups))
             first = own.stop
-        return normed[0] if len(parts) == 1 else normed
+        return normed
 
     def normalised(
         self, x: Float[Array, "*batch c"], scale: Array, bias: Array, count: int
@@ -119,6 +120,18 @@ def average_pool(x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
     return reduce(x, "b f (h p) (w q) c -> b f h w c", "mean", p=2, q=2)
 
 
+def convolved(
+    x: Float[Array, "b f h w c"], kernel: Float[Array, "p q c d"], padding: Any, dtype: DTypeLike
+) -> Float[Array, "b f h2 w2 d"]:
+    """Returns the convolution of every frame, without a bias."""
+    frames = rearrange(x.astype(dtype), "b f h w c -> (b f) h w c")
+    numbers = ("NHWC", "HWIO", "NHWC")
+    out = jax.lax.conv_general_dilated(
+        frames, kernel.astype(dtype), (1, 1), padding, dimension_numbers=numbers
+    )
+    return rearrange(out, "(b f) h w d -> b f h w d", b=x.shape[0])
+
+
 class Downsample(nn.Module, kw_only=True):
     """Halves height and width: a strided convolution, or an average without weights."""
 
@@ -161,14 +174,11 @@ class UpsampledConv(nn.Module, kw_only=True):
         kernel = jnp.asarray(self.param("kernel", nn.initializers.lecun_normal(), (3, 3, c, c)))
         bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (c,)))
         kernel = jnp.einsum("pit,qju,tucd->ijcpqd", TAPS, TAPS, kernel.astype(jnp.float32))
-        kernel = rearrange(kernel, "i j c p q d -> i j c (p q d)").astype(self.dtype)
-        frames = rearrange(x.astype(self.dtype), "b f h w c -> (b f) h w c")
-        out = jax.lax.conv_general_dilated(
-            frames, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        out = rearrange(out, "n h w (p q d) -> p q n h w d", p=2, q=2)
-        squares = [[out[p, q, :, p : p + height, q : q + width] for q in (0, 1)] for p in (0, 1)]
-        out = rearrange(jnp.asarray(squares), "p q (b f) h w d -> b f (h p) (w q) d", b=x.shape[0])
+        kernel = rearrange(kernel, "i j c p q d -> i j c (p q d)")
+        out = convolved(x, kernel, ((1, 1), (1, 1)), self.dtype)
+        out = rearrange(out, "b f h w (p q d) -> p q b f h w d", p=2, q=2)
+        squares = [[out[p, q, :, :, p : p + height, q : q + width] for q in (0, 1)] for p in (0, 1)]
+        out = rearrange(jnp.asarray(squares), "p q b f h w d -> b f (h p) (w q) d")
         return out + bias.astype(self.dtype)[None, None, None, None]
 
 
@@ -222,12 +232,7 @@ class PartedConv(nn.Module, kw_only=True):
         bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (self.features,)))
         total, first = bias.astype(self.dtype)[None, None, None, None], 0
         for part in parts:
-            own = kernel[:, :, first : first + part.shape[-1]].astype(self.dtype)
-            frames = rearrange(part.astype(self.dtype), "b f h w c -> (b f) h w c")
-            out = jax.lax.conv_general_dilated(
-                frames, own, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            out = rearrange(out, "(b f) h w d -> b f h w d", b=part.shape[0])
+            out = convolved(part, kernel[:, :, first : first + part.shape[-1]], "SAME", self.dtype)
             total = total + tiled(out, parts[0].shape[0])
             first += part.shape[-1]
         return total
@@ -260,20 +265,9 @@ class ResBlock(nn.Module, kw_only=True):
     ) -> Float[Array, "b f h2 w2 d"]:
         parts = [x] if skip is None else joined(x, skip, self.norm_groups)
 
-        def conv_parts(name, parts, kernel=3) -> Any:
-            if len(parts) == 1:
-                return conv(name, kernel)(parts[0])
+        def conv(name, parts, kernel=3):
             shared = {"features": self.out_channels, "kernel": kernel, "dtype": self.dtype}
             return PartedConv(**shared, name=name)(parts)
-
-        def conv(name, kernel=3):
-            return nn.Conv(
-                self.out_channels,
-                (kernel, kernel),
-                padding=kernel // 2,
-                dtype=self.dtype,
-                name=name,
-            )
 
         def norm(name, silu=True):
             return GroupNorm(
@@ -285,9 +279,8 @@ class ResBlock(nn.Module, kw_only=True):
             )
 
         resample = {"none": lambda y: y, "up": upsample_nearest, "down": average_pool}
-        normed = norm("in_layers.0")(*parts)
-        normed = [normed] if len(parts) == 1 else normed
-        h = conv_parts("in_layers.2", [resample[self.resample](part) for part in normed])
+        normed = norm("in_layers.0").parts(*parts)
+        h = conv("in_layers.2", [resample[self.resample](part) for part in normed])
         parts = [resample[self.resample](part) for part in parts]
 
         width = self.out_channels * (2 if self.use_scale_shift_norm else 1)
@@ -299,9 +292,9 @@ class ResBlock(nn.Module, kw_only=True):
             h = nn.silu(norm("out_layers.0", silu=False)(h) * (1.0 + scale) + shift)
         else:
             h = norm("out_layers.0")(h + emb)
-        h = conv("out_layers.3")(h)
+        h = conv("out_layers.3", [h])
         same = len(parts) == 1 and parts[0].shape[-1] == self.out_channels
-        h = h + (parts[0] if same else conv_parts("skip_connection", parts, 1))
+        h = h + (parts[0] if same else conv("skip_connection", parts, 1))
         if self.temporal_conv != "none" and temporal:
             spatial = self.temporal_conv == "space_time"
             # The original's spelling.

@@ -46,7 +46,7 @@ class Networks(NamedTuple):
 
     unet: Callable[..., Array]
     context_kv: Callable[..., list[ContextKV]]
-    embeddings: Callable[..., list[Array]]
+    embeddings: Callable[..., dict[str, Array]]
     encode_text: Callable[[Params, Array], Array]
     encode_image: Callable[[Params, Array], Array]
     embed_text: Callable[[Params, Array, Array], Array]

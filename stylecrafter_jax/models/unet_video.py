@@ -1,6 +1,6 @@
 """VideoCrafter's video UNet with dual cross-attention; images with its temporal layers off."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -132,8 +132,8 @@ def unet_embeddings(
     t: Float[Array, " s"],
     fps: Float[Array, " b"] | None = None,
     dtype: DTypeLike = jnp.float32,
-) -> list[Float[Array, "s _rows _k"]]:
-    """Returns what every residual block makes of every timestep: once per sample.
+) -> dict[str, Float[Array, "s _rows _k"]]:
+    """Returns what every residual block, by its name, makes of every timestep: once per sample.
 
     Args:
         params: flat UNet parameters, names without the part.
@@ -154,13 +154,13 @@ def unet_embeddings(
         fps = jnp.full((1,), DEFAULT_FPS) if fps is None else fps
         emb = emb + embed("fps_embedding", fps)[None]
     hidden = nn.silu(emb.astype(dtype))
-    found = []
+    found = {}
     for layer in unet_plan(config).layers:
         if layer.kind in ("res", "res_down", "res_up"):
             kernel, bias = (
                 params[f"{layer.name}/emb_layers.1/{leaf}"] for leaf in ("kernel", "bias")
             )
-            found.append(hidden @ kernel.astype(dtype) + bias.astype(dtype)[None, None])
+            found[layer.name] = hidden @ kernel.astype(dtype) + bias.astype(dtype)[None, None]
     return found
 
 
@@ -180,6 +180,10 @@ class UNetVideo(nn.Module, kw_only=True):
         mode: see `Mode`.
         kv: what `unet_context_kv` returned for this text and style, to save computing it.
         embeddings: likewise rows of what `unet_embeddings` returned for `t` and `fps`.
+        outermost: with a number k of blocks, the call returns what enters the last k output blocks
+            as well: `deep`.
+        deep: that of an earlier, similar call; then only the first k input blocks and the last k
+            output blocks are run (Ma et al. 2023, DeepCache, arXiv 2312.00858, sec. 3.2).
 
     Source: StyleCrafter, lvdm/modules/networks/openaimodel3d.py, UNetModel and UNet2DModel.
     """
@@ -203,20 +207,24 @@ class UNetVideo(nn.Module, kw_only=True):
         features: Sequence[Float[Array, "b f _h _w _c"]] | None = None,
         mode: Mode = "video",
         kv: Sequence[ContextKV] | None = None,
-        embeddings: Sequence[Float[Array, "_b _k"]] | None = None,
-    ) -> Float[Array, "a f h w o"]:
+        embeddings: Mapping[str, Float[Array, "_b _k"]] | None = None,
+        outermost: int | None = None,
+        deep: Float[Array, "a f h3 w3 k3"] | None = None,
+    ) -> Any:
         plan = unet_plan(self.config)
         layers = self.config.dual_layers
         if style_scale is not None and style_scale.shape[1] < layers:
             raise ValueError(f"style_scale: wanted {layers} layers, got {style_scale.shape[1]}")
-        emb = Embedding(None, iter(embeddings)) if embeddings else Embedding(self.embedding(t, fps))
+        emb = self.embedding(t, fps) if embeddings is None else None
+        projected = {} if embeddings is None else embeddings
         text = text.astype(self.dtype)
         style = None if style is None else style.astype(self.dtype)
         temporal = self.temporal_inputs(x.shape[1], text, style, mode)
 
         def run(block, h, skip=None):
             for layer in block:
-                h = self.run_layer(layer, h, emb, (text, style, style_scale, kv), temporal, skip)
+                times = (emb, projected.get(layer.name))
+                h = self.run_layer(layer, h, times, (text, style, style_scale, kv), temporal, skip)
                 skip = None
             return h
 
@@ -225,15 +233,21 @@ class UNetVideo(nn.Module, kw_only=True):
         wanted = len(plan.input) // 3
         if features is not None and len(features) != wanted:
             raise ValueError(f"features: wanted {wanted} levels, got {len(features)}")
-        for i, block in enumerate(plan.input):
+        kept = len(plan.output) - (outermost or 0)
+        ahead, back = plan.input, plan.output
+        if deep is not None:
+            ahead, back = ahead[: len(back) - kept], back[kept:]
+        for i, block in enumerate(ahead):
             h = run(block, h)
             if i == 0 and self.config.addition_attention:
                 h = run([Layer("init_attn.0", "temporal", h.shape[-1])], h)
             if features is not None and (i + 1) % 3 == 0:
                 h = h + tiled(features[i // 3].astype(self.dtype), h.shape[0])
             skips.append(h)
-        h = run(plan.middle, h)
-        for block in plan.output:
+        h = run(plan.middle, h) if deep is None else deep
+        for block in back:
+            if len(skips) == len(plan.output) - kept:
+                deep = h
             h = run(block, h, skips.pop())
         norm = GroupNorm(
             epsilon=RESNET_EPSILON,
@@ -244,7 +258,8 @@ class UNetVideo(nn.Module, kw_only=True):
         )
         h = tiled(norm(h), text.shape[0])
         h = nn.Conv(self.config.out_channels, (3, 3), padding=1, dtype=self.dtype, name="out.2")(h)
-        return h.astype(jnp.float32)
+        h = h.astype(jnp.float32)
+        return h if outermost is None else (h, deep)
 
     def embedding(
         self, t: Float[Array, " b"], fps: Float[Array, " b"] | None
@@ -286,7 +301,7 @@ class UNetVideo(nn.Module, kw_only=True):
         is_text = jnp.arange(context.shape[1])[None] < context.shape[1] - s
         return TemporalInputs(mode, mask, context, has_style | is_text)
 
-    def run_layer(self, layer: Layer, h, emb, contexts, temporal: "TemporalInputs", skip):
+    def run_layer(self, layer: Layer, h, times, contexts, temporal: "TemporalInputs", skip):
         """Runs one layer of the plan under its name; a residual block takes what was skipped."""
         config, name, channels = self.config, layer.name, layer.channels
         if layer.kind == "conv":
@@ -308,10 +323,8 @@ class UNetVideo(nn.Module, kw_only=True):
             dtype=self.dtype,
             name=name,
         )
-        rows = h.shape[0]
-        whole, projected = emb.whole, next(emb.projected, None)
-        whole, projected = (None if e is None else tiled(e, rows) for e in (whole, projected))
-        return block(h, whole, temporal.mode == "video", skip, projected)
+        emb, projected = (None if e is None else tiled(e, h.shape[0]) for e in times)
+        return block(h, emb, temporal.mode == "video", skip, projected)
 
     def run_transformer(self, layer: Layer, h, contexts, temporal: "TemporalInputs"):
         """Runs one spatial or temporal transformer; the latter is skipped in image mode."""
@@ -351,13 +364,6 @@ class UNetVideo(nn.Module, kw_only=True):
         if self.remat == "none":
             return block
         return nn.remat(block, policy=REMAT_POLICIES[self.remat], static_argnums=static)
-
-
-class Embedding(NamedTuple):
-    """The time embedding: as it is, or what the residual blocks, one after another, make of it."""
-
-    whole: Float[Array, "b k"] | None
-    projected: Iterator[Float[Array, "_b _k"]] = iter(())
 
 
 class TemporalInputs(NamedTuple):

@@ -39,22 +39,27 @@ def assert_agrees(
     grad = normal(99, *arrays[0].shape).astype(dtype)
     with jax.enable_x64(True):
         exact = [jnp.asarray(np.asarray(x, np.float64)) for x in (*arrays, grad)]
-        wanted = [np.asarray(x) for x in _with_gradients(reference, exact)]
+        wanted = [np.asarray(x) for x in _run(reference, exact)]
     names = ("value", *(f"gradient {i}" for i in range(len(arrays))))
-    for name, ours, theirs in zip(
-        names, _with_gradients(found, [*arrays, grad]), wanted, strict=True
-    ):
+    for name, ours, theirs in zip(names, _run(found, [*arrays, grad]), wanted, strict=True):
         error = np.abs(np.asarray(ours, np.float64) - theirs).max()
         assert error <= TOLERANCE[dtype] * np.abs(theirs).max(), (name, error)
 
 
-def _with_gradients(function, arrays):
+def with_gradients(function):
+    """Returns the function of its arguments and a gradient to its value and all gradients."""
+
     def run(*arrays):
         value, pull = jax.vjp(function, *arrays[:-1])
         return value, *pull(arrays[-1])
 
+    return run
+
+
+def _run(function, arrays):
     # Compiled in haste, XLA:CPU multiplies no bfloat16.
-    return (jax.jit if arrays[0].dtype == jnp.bfloat16 else compiled)(run)(*arrays)
+    jitted = jax.jit if arrays[0].dtype == jnp.bfloat16 else compiled
+    return jitted(with_gradients(function))(*arrays)
 
 
 def normals(*shapes: tuple[int, ...]) -> list[jax.Array]:

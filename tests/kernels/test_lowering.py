@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from stylecrafter_jax.kernels import dispatch, dual_attention, temporal_attention
+from tests.kernels.agreement import with_gradients
 from tests.kernels.topology import compiled_for
 
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
@@ -32,14 +33,6 @@ def temporal(tokens, heads, dtype, head_dim=64):
     return run, (rows, rows, rows, table, table)
 
 
-def with_gradients(function):
-    def run(*arrays):
-        value, pull = jax.vjp(function, *arrays)
-        return value, *pull(value)
-
-    return run
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kernel", [dual, temporal])
@@ -47,7 +40,7 @@ def test_kernels_are_lowered_for_cuda(monkeypatch, kernel, level, dtype):
     for module in (dual_attention, temporal_attention, dispatch):
         monkeypatch.setattr(module, "target", lambda: "gpu")
     function, kinds = kernel(*level, dtype)
-    traced = jax.jit(with_gradients(function)).trace(*kinds)
+    traced = jax.jit(with_gradients(function)).trace(*kinds, kinds[0])
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("xla.gpu.triton") == {dual: 3, temporal: 2}[kernel]
 
@@ -58,5 +51,5 @@ def test_kernels_are_lowered_for_cuda(monkeypatch, kernel, level, dtype):
 @pytest.mark.parametrize("topology", TPUS)
 def test_kernels_are_compiled_for_tpu(topology, kernel, level, dtype):
     function, kinds = kernel(*level, dtype)
-    program = compiled_for(topology, with_gradients(function), kinds)
+    program = compiled_for(topology, with_gradients(function), (*kinds, kinds[0]))
     assert program.as_text().count("tpu_custom_call") >= 2

@@ -281,7 +281,7 @@ def test_time_embeddings_made_for_all_steps_are_those_of_each(fps):
     steps = jnp.array([999.0, 400.0, 3.0])
     tables = unet_embeddings(weights_of.flatten(variables["params"]), config, steps, fps)
     run = compiled(module.apply)
-    given = run(variables, X, jnp.zeros(2), TEXT, embeddings=[table[1] for table in tables])
+    given = run(variables, X, jnp.zeros(2), TEXT, embeddings={k: v[1] for k, v in tables.items()})
     wanted = run(variables, X, jnp.full((2,), 400.0), TEXT, fps=fps)
     assert_allclose(given, wanted, atol=1e-5)
     other = run(variables, X, jnp.full((2,), 3.0), TEXT, fps=fps)
@@ -338,3 +338,37 @@ def test_parameters_are_float32_whatever_the_compute_dtype():
     module = UNetVideo(config=TINY, dtype=jnp.bfloat16)
     made = jax.eval_shape(lambda: module.init(jax.random.key(0), X, T, TEXT, STYLE))
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("outermost", [1, 2, 3])
+@pytest.mark.parametrize("shared", [False, True])
+def test_outermost_blocks_on_a_kept_inner_part_give_what_all_blocks_give(outermost, shared):
+    config = modified(TINY, num_res_blocks=1, channel_mult=(1, 2), attention_resolutions=(1,))
+    module = UNetVideo(config=config)
+    text = jnp.concatenate([TEXT, -TEXT]) if shared else TEXT
+    variables, _ = fill(module, X, T, TEXT, STYLE)
+    run = compiled(functools.partial(module.apply, outermost=outermost))
+    wanted = compiled(module.apply)(variables, X, T, text, STYLE)
+    out, deep = run(variables, X, T, text, STYLE)
+    np.testing.assert_array_equal(out, wanted)
+    again, same = run(variables, X, T, text, STYLE, deep=deep)
+    assert_allclose(again, wanted, atol=1e-5)
+    np.testing.assert_array_equal(same, deep)
+    # Another inner part gives another output: it is what enters the last blocks.
+    assert np.abs(run(variables, X, T, text, STYLE, deep=-deep)[0] - wanted).max() > 1e-3
+
+
+def test_inner_blocks_are_not_run_where_their_outcome_is_kept():
+    config = modified(TINY, num_res_blocks=1, channel_mult=(1, 2), attention_resolutions=(1,))
+    module = UNetVideo(config=config)
+    variables, _ = fill(module, X, T, TEXT)
+    _, deep = module.apply(variables, X, T, TEXT, outermost=1)
+
+    def total(params):
+        out, _ = module.apply({"params": params}, X, T, TEXT, outermost=1, deep=deep)
+        return jnp.square(out).sum()
+
+    gradients = jax.grad(total)(variables["params"])
+    used = {name for name, tree in gradients.items() if any(map(np.any, jax.tree.leaves(tree)))}
+    layers = ("input_blocks.0.", "init_attn.", "output_blocks.3.", "time_embed", "out.")
+    assert used == {name for name in gradients if name.startswith(layers)}
