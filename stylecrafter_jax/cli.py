@@ -88,6 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
     new.add_parser(commands)
     train.add_parser(commands)
     _add_inspect(commands)
+    _add_plan(commands)
+    _add_bench(commands)
     _add_demo(commands)
     return parser
 
@@ -147,6 +149,11 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=1, metavar="N", help="results at a time (1)")
     add("--dtype", choices=("float32", "bfloat16"), help="to compute in (bfloat16; CPU float32)")
     add("--param-dtype", choices=("float32", "bfloat16"), help="to hold weights in (as stored)")
+    add(
+        "--fast",
+        action="store_true",
+        help="fewer steps, and parts of them kept: docs/performance.md",
+    )
     add("--cache-interval", type=int, metavar="N", help="run all of the UNet every N steps (1)")
     add("--cache-blocks", type=int, metavar="N", help="outermost blocks that run even then (1)")
     add("--decode-chunk", type=int, metavar="N", help="frames decoded at a time (4)")
@@ -261,12 +268,84 @@ def _add_inspect(commands) -> None:
     parser.set_defaults(run=_inspect)
 
 
+def _add_plan(commands) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="memory, operations and least time of a task on chips that need not be here",
+        usage="%(prog)s --topology CHIP:SIZE [--config FILE] [options]",
+        description="Compiles the programs of a task for TPUs and prints what a chip needs and can "
+        "do; for GPUs, counts their operations and weights. Exit status 4: it does not fit.",
+    )
+    add = parser.add_argument
+    add("--topology", required=True, metavar="CHIP:SIZE", help="such as v5e:4x4, v5p:2x2x1, h200:8")
+    add("--task", metavar="NAME", help="generate, stage1, stage2 (the config's; else generate)")
+    add("--config", type=Path, metavar="FILE", help="a run's Python file, or a model's JSON file")
+    add("--set", dest="settings", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
+    add("--bundle", type=Path, metavar="DIR", help="the model (the config's, the released one)")
+    add("--mesh", metavar="AXES", help="such as data=4,fsdp=4 (every chip has all weights)")
+    add("--price", type=float, metavar="X", help="of a chip for an hour")
+    add("--json", action="store_true", help="one JSON object")
+    add("--no-compile", action="store_true", help="count for TPU as well: seconds, not minutes")
+    add(
+        "--full-effort",
+        action="store_true",
+        help="compile as for a run: five times slower",
+    )
+    add("--no-style", action="store_true", help="generate without style references")
+    add("--image", action="store_true", help="generate pictures")
+    add("--quiet", action="store_true", help="nothing but warnings and errors on standard error")
+    _add_size(parser)
+    _add_sampling(parser)
+    _add_speed(parser)
+    parser.set_defaults(run=_plan)
+
+
+def _add_bench(commands) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="time the programs of a task on this machine",
+        description="Times programs with random weights: compile time, median after a warm-up, "
+        "operations a second and share of the chip's peak.",
+    )
+    add = parser.add_argument
+    add("what", choices=("unet", "sample", "train", "kernels", "decode", "import"))
+    add("--full-size", action="store_true", help="the released model (the embedded demo model)")
+    add("--config", type=Path, metavar="FILE", help="a run's Python file, or a model's JSON file")
+    add("--set", dest="settings", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
+    add("--bundle", type=Path, metavar="DIR", help="take this model's sizes")
+    add("--repeat", type=int, default=5, metavar="N", help="timed runs (5)")
+    add("--compare", metavar="NAME=A,B", help="in turn, with one setting changed: impl=xla,pallas")
+    add("--impl", choices=("reference", "xla", "pallas"), help="of the attentions (the fastest)")
+    add("--gradients", action="store_true", help="kernels: forward and backward")
+    add("--json", action="store_true", help="one JSON object")
+    add("--out", type=Path, metavar="FILE", help="write it to a file as well")
+    add("--no-style", action="store_true", help="generate without style references")
+    add("--image", action="store_true", help="generate pictures")
+    add("--quiet", action="store_true", help="nothing but warnings and errors on standard error")
+    _add_size(parser)
+    _add_sampling(parser)
+    _add_speed(parser)
+    parser.set_defaults(run=_bench)
+
+
 def _add_demo(commands) -> None:
     parser = commands.add_parser("demo", help="some clips of the embedded model")
     add = parser.add_argument
     add("--out", type=Path, default=Path("outputs/demo"), metavar="DIR")
     add("--seed", type=int, default=0, metavar="N")
     parser.set_defaults(run=_demo)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from stylecrafter_jax.commands.plan import run
+
+    return run(args)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from stylecrafter_jax.commands.bench import run
+
+    return run(args)
 
 
 def _generate(args: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from stylecrafter_jax.models.attention import ContextKV
 from stylecrafter_jax.models.networks import Networks
 from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.options import Resolved
+
+Blocks = Literal["planned", "all", "outermost"]
 
 
 class Condition(NamedTuple):
@@ -90,7 +92,12 @@ def steps_of(plan: Plan, schedule: NoiseSchedule, options: Resolved, *, styled: 
 
 
 def make_denoiser(
-    networks: Networks, schedule: NoiseSchedule, options: Resolved, *, styled: bool
+    networks: Networks,
+    schedule: NoiseSchedule,
+    options: Resolved,
+    *,
+    styled: bool,
+    blocks: Blocks = "planned",
 ) -> Denoiser:
     """Returns the guided denoiser of `options`.
 
@@ -99,6 +106,8 @@ def make_denoiser(
         schedule: of the model.
         options: how to generate.
         styled: there are style images.
+        blocks: run the blocks that a step is planned to run; or at every step the same, to tell
+            what they cost.
     """
     mode: Mode = "image" if options.image else "video"
     names = branches(options.guidance, styled)
@@ -159,6 +168,8 @@ def make_denoiser(
             def outermost(deep):
                 return asked(unet, given, x, t, some, deep)[0], deep
 
+            if blocks != "planned":
+                return (whole if blocks == "all" else outermost)(deep)
             return jax.lax.cond(given.steps.whole[_step(given, t)], whole, outermost, deep)
 
         return guided_with_memory(

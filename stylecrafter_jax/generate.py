@@ -17,9 +17,8 @@ from stylecrafter_jax.autoencode import decode_frames, encode_frames
 from stylecrafter_jax.checkpoints.bundle import load_bundle, part_of
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError
 from stylecrafter_jax.config import ModelConfig
-from stylecrafter_jax.denoiser import Condition, make_denoiser, steps_of
-from stylecrafter_jax.diffusion import solvers
-from stylecrafter_jax.diffusion.samplers import advance_with_memory, make_plan, noise_to_start
+from stylecrafter_jax.denoiser import Condition
+from stylecrafter_jax.diffusion.samplers import noise_to_start
 from stylecrafter_jax.diffusion.schedules import make_schedule
 from stylecrafter_jax.media.images import clip_pixels, load_style_image
 from stylecrafter_jax.media.video import to_uint8
@@ -28,6 +27,7 @@ from stylecrafter_jax.options import Options, Resolved
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.programs import Programs
 from stylecrafter_jax.request import Request, StyleImage, check_requests, reference_weights
+from stylecrafter_jax.sampling import CARRY, first_noise, latent_shape, make_sampling
 from stylecrafter_jax.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -232,46 +232,27 @@ class StyleCrafter:
         progress: Progress | None = None,
     ) -> Float[Array, "b f y x z"]:
         """Returns the scaled latents of a batch."""
-        factor = self.config.vae.downsampling
-        plan = make_plan(
-            options.sampler,
-            self.schedule,
-            options.steps,
-            eta=options.eta,
-            karras=options.karras,
-            strength=1.0 if start is None else options.strength,
+        unet, styled = self._part("unet"), condition.style is not None
+        sampling = make_sampling(
+            self.networks, self.schedule, options, styled=styled, from_noise=start is None
         )
         seed = jax.random.key(options.seed)
         keys = jnp.stack([jax.random.fold_in(seed, request.index) for request in requests])
-        shape = (
-            options.frames,
-            options.height // factor,
-            options.width // factor,
-            self.config.unet.in_channels,
-        )
-        x = _first_noise(keys, shape)
+        x = first_noise(keys, latent_shape(self.config, options))
         if start is not None:
             clean = self._start_latents(start, options)
-            x = noise_to_start(plan, jnp.broadcast_to(clean, x.shape), x)
-        key = ("sample", options.program_key(), start is None)
-        unet, styled = self._part("unet"), condition.style is not None
-        denoiser = make_denoiser(self.networks, self.schedule, options, styled=styled)
+            x = noise_to_start(sampling.plan, jnp.broadcast_to(clean, x.shape), x)
         fps = jnp.full((len(requests),), options.condition_fps or 0, jnp.float32)
-        steps = steps_of(plan, self.schedule, options, styled=styled)
         given = self.programs.run(
-            ("prepare", options.guidance), denoiser.prepare, unet, condition, steps, fps
+            ("prepare", options.guidance), sampling.prepare, unet, condition, sampling.steps, fps
         )
-
-        def run(unet, given, keys, carry, first, stop):
-            state, memory = carry
-            denoise = denoiser.denoise(unet, given)
-            return advance_with_memory(denoise, state, memory, plan, first, stop, keys)
-
-        carry, last = (solvers.start(x), denoiser.memory(unet, given, x)), plan.steps
-        args = (unet, given, keys)
-        program = self.programs.get(key, run, *args, carry, np.int32(0), np.int32(last))
+        args, carry = (unet, given, keys), sampling.begin(unet, given, x)
+        last = sampling.plan.steps
+        key = ("sample", options.program_key(), start is None)
+        limits = (np.int32(0), np.int32(last))
+        program = self.programs.get(key, sampling.advance, *args, carry, *limits, donate=(CARRY,))
         if progress is None:
-            carry = program(*args, carry, np.int32(0), np.int32(last))
+            carry = program(*args, carry, *limits)
             return jax.block_until_ready(carry[0].x)
         progress(0, last)
         # Not a callback out of one call: such programs cannot be cached on disk.
@@ -338,12 +319,3 @@ def _several(style: StyleImage | Sequence[StyleImage] | None) -> tuple[StyleImag
     if isinstance(style, str | Path | Image.Image | np.ndarray):
         return (style,)
     return tuple(style)
-
-
-def _first_noise(keys: Array, shape: tuple[int, ...]) -> Float[Array, "b f y x z"]:
-    """Returns the noise each request starts from.
-
-    Step i draws from fold_in(key, i), so the start takes a number that no step has.
-    """
-    first = jax.vmap(lambda key: jax.random.fold_in(key, 2**31))(keys)
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(first)

@@ -9,6 +9,8 @@ from stylecrafter_jax.diffusion.samplers import SAMPLERS
 
 # JAX uses 32 bits of a seed without saying so: larger ones would repeat smaller ones' results.
 LAST_SEED = 2**32 - 1
+# A third of the released order's operations; what it costs: docs/performance.md.
+FAST = {"sampler": "dpmsolver++", "steps": 25, "cache_interval": 2, "cache_blocks": 2}
 
 
 def usual_guidance(config: SamplingConfig, *, image: bool) -> Guidance:
@@ -16,6 +18,11 @@ def usual_guidance(config: SamplingConfig, *, image: bool) -> Guidance:
     if image:
         return Guidance(text=config.image_text_guidance, style=config.image_style_guidance)
     return Guidance(text=config.text_guidance, style=config.style_guidance)
+
+
+def most_cache_blocks(config: ModelConfig) -> int:
+    """Returns how many output blocks may run on a kept inner part: all but the innermost."""
+    return len(config.unet.channel_mult) * (config.unet.num_res_blocks + 1) - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,9 +45,11 @@ class Options:
         negative_prompt: text of the unconditional branch.
         seed: with a request's index the only source of randomness.
         strength: with a video to start from, the share of the noise levels to run.
-        cache_interval: run the whole UNet at every so many steps only; between them its inner part
-            is taken from the last time (DeepCache). 1 is always.
-        cache_blocks: how many of the outermost blocks run even then, on either side.
+        fast: where `sampler`, `steps`, `cache_interval` or `cache_blocks` is None, `FAST` instead
+            of the model's own.
+        cache_interval: None is 1. Run the whole UNet at every so many steps only; between them its
+            inner part is taken from the last time (DeepCache); 1 is always.
+        cache_blocks: None is 1. How many of the outermost blocks run even then, on either side.
         decode_chunk: frames decoded at a time.
         decode_tile: side of a tile in latents for large frames; None decodes whole frames.
     """
@@ -60,8 +69,9 @@ class Options:
     negative_prompt: str = ""
     seed: int = 123
     strength: float = 1.0
-    cache_interval: int = 1
-    cache_blocks: int = 1
+    fast: bool = False
+    cache_interval: int | None = None
+    cache_blocks: int | None = None
     decode_chunk: int = 4
     decode_tile: int | None = None
 
@@ -72,15 +82,17 @@ class Options:
             ValueError: a size, length, sampler or number is not possible; names it.
         """
         size = config.size
-        sampler = config.sampling.sampler if self.sampler is None else self.sampler
+        own = {"sampler": config.sampling.sampler, "steps": config.sampling.steps}
+        own |= {"cache_interval": 1, "cache_blocks": 1} | (FAST if self.fast else {})
+        own["cache_blocks"] = min(own["cache_blocks"], most_cache_blocks(config))
+        sampler = own["sampler"] if self.sampler is None else self.sampler
         usual = {
             "height": size.image_height if self.image else size.height,
             "width": size.image_width if self.image else size.width,
             "frames": 1 if self.image else size.frames,
             "fps": size.fps,
             "condition_fps": size.condition_fps if config.unet.fps_cond else None,
-            "steps": config.sampling.steps,
-            "sampler": sampler,
+            **own,
             "guidance": usual_guidance(config.sampling, image=self.image),
             "eta": 1.0 if sampler == "ddim" else None,
         }
@@ -102,12 +114,15 @@ class Resolved(Options):
     fps: int = 0
     steps: int = 0
     sampler: str = ""
+    cache_interval: int = 1
+    cache_blocks: int = 1
     guidance: Guidance = Guidance(text=0.0)
 
     def program_key(self) -> "Resolved":
         """Returns the options without what the sampling program takes as arguments or ignores."""
         return dataclasses.replace(
             self,
+            fast=False,
             seed=0,
             negative_prompt="",
             style_weight=1.0,
@@ -153,9 +168,8 @@ class Resolved(Options):
         noisy = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.eta is not None)
         wanted = f"{self.sampler} adds no noise, so it takes no eta (these do: {noisy})"
         yield eta == 0.0 or SAMPLERS[self.sampler].eta is not None, wanted, eta
-        interval, blocks = self.cache_interval, len(config.unet.channel_mult)
+        interval, blocks = self.cache_interval, most_cache_blocks(config)
         yield interval >= 1, "cache_interval must be at least 1", interval
-        blocks = blocks * (config.unet.num_res_blocks + 1) - 1
         fits = 1 <= self.cache_blocks <= blocks
         yield fits, f"cache_blocks must be between 1 and {blocks}", self.cache_blocks
         style = self.style_weight

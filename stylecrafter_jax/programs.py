@@ -48,22 +48,32 @@ class Programs:
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
         self.compile_seconds = 0.0
 
-    def get(self, key: Hashable, function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    def get(
+        self,
+        key: Hashable,
+        function: Callable[..., Any],
+        *args: Any,
+        donate: tuple[int, ...] = (),
+    ) -> Callable[..., Any]:
         """Returns `function` compiled for `args`.
 
         Args:
             key: tells this function from others; functions of one key must compute the same.
             function: a pure function of arrays; what it closes over must be named in `key`.
             *args: trees of arrays.
+            donate: numbers of the arguments whose memory the results may take.
         """
         leaves, structure = jax.tree.flatten(args)
         kinds = tuple((leaf.shape, str(leaf.dtype), _placement(leaf)) for leaf in leaves)
         signature = (key, structure, kinds)
         if signature not in self._compiled:
             start = time.perf_counter()
-            self._compiled[signature] = jax.jit(function).lower(*args).compile(self._options)
+            self._compiled[signature] = self._compile(function, args, donate)
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[signature]
+
+    def _compile(self, function, args: tuple[Any, ...], donate: tuple[int, ...]):
+        return jax.jit(function, donate_argnums=donate).lower(*args).compile(self._options)
 
     def run(self, key: Hashable, function: Callable[..., Any], *args: Any) -> Any:
         """Returns `function(*args)`, compiled; see `get`."""

@@ -5,7 +5,7 @@ import pytest
 from stylecrafter_jax.config import SamplingConfig
 from stylecrafter_jax.diffusion.guidance import Guidance
 from stylecrafter_jax.diffusion.samplers import SAMPLERS
-from stylecrafter_jax.options import Options
+from stylecrafter_jax.options import FAST, Options
 
 
 def test_what_is_not_given_is_the_models_own(tiny_config):
@@ -111,3 +111,16 @@ def test_what_a_program_takes_as_arguments_asks_for_no_other_program(tiny_config
     for other in ({"steps": 3}, {"sampler": "unipc"}, {"guidance": Guidance(2.0)}, {"eta": 0.5}):
         key = Options(**other).resolved(tiny_config).program_key()
         assert key != two.resolved(tiny_config).program_key()
+
+
+def test_fast_fills_in_only_what_is_not_given(tiny_config):
+    fast = Options(fast=True).resolved(tiny_config)
+    assert {name: getattr(fast, name) for name in FAST} == FAST
+    given = Options(fast=True, steps=7, cache_interval=1).resolved(tiny_config)
+    assert (given.steps, given.cache_interval, given.sampler) == (7, 1, FAST["sampler"])
+    own = Options().resolved(tiny_config)
+    assert (own.sampler, own.cache_interval) == (tiny_config.sampling.sampler, 1)
+    # Of few blocks, as many as there are.
+    unet = dataclasses.replace(tiny_config.unet, channel_mult=(1,))
+    small = dataclasses.replace(tiny_config, unet=unet)
+    assert Options(fast=True).resolved(small).cache_blocks == 1

@@ -47,7 +47,7 @@ NO_BUNDLE = (
 DIRECT = (  # arguments that are fields of Options
     *("image", "height", "width", "frames", "fps", "condition_fps", "steps", "sampler", "eta"),
     *("karras", "style_weight", "negative_prompt", "seed", "strength"),
-    *("cache_interval", "cache_blocks", "decode_chunk", "decode_tile"),
+    *("fast", "cache_interval", "cache_blocks", "decode_chunk", "decode_tile"),
 )
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

@@ -81,8 +81,8 @@ class State(NamedTuple):
 
 def start(x: Float[Array, "b ..."]) -> State:
     """Returns the state before the first step; no table reads its history there."""
-    empty = jnp.zeros_like(x)
-    return State(x=x, last=empty, prev=empty, prev2=empty)
+    # One array each: a program that is donated the state may not get one buffer twice.
+    return State(x, *(jnp.zeros_like(x) for _ in range(3)))
 
 
 def step(

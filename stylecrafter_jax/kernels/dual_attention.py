@@ -37,6 +37,7 @@ from stylecrafter_jax.kernels.dispatch import (
 from stylecrafter_jax.kernels.dual_attention_sizes import Sizes
 from stylecrafter_jax.kernels.lanes import LANES
 from stylecrafter_jax.kernels.self_attention import attention
+from stylecrafter_jax.kernels.sharded import devices_of_rows, over_rows, uneven
 
 EPSILON = 1e-5
 TOKENS = 1024  # of text and style together: keys and values stay on chip
@@ -83,11 +84,15 @@ def dual_attention(
         missing = missing or f"{tokens} tokens"
     if not styled:
         missing = missing or "a batch without a style"
+    if devices_of_rows() > 1:
+        some = f"a style for {styled} of {rows} rows on several devices"
+        missing = missing or uneven(rows) or (some if styled < rows else None)
     taken = chosen(impl, fastest=fastest(), missing=missing)
-    arrays = (q, text_k, text_v, style_k, style_v, gain, norm_scale, norm_bias)
+    by_row, norm = (q, text_k, text_v, style_k, style_v, gain), (norm_scale, norm_bias)
     if taken == "pallas":
-        return fused(*arrays, heads=heads, platform=body_platform())
-    return reference(*arrays, heads=heads) if taken == "reference" else xla(*arrays, heads=heads)
+        kernel = functools.partial(fused, heads=heads, platform=body_platform())
+        return over_rows(kernel, by_row, norm)
+    return (reference if taken == "reference" else xla)(*by_row, *norm, heads=heads)
 
 
 def reference(

@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxtyping import Array, Bool, Float
 
 from stylecrafter_jax.kernels.dispatch import multiplied, target
+from stylecrafter_jax.kernels.sharded import over_rows, uneven
 
 SelfImplementation = Literal["xla", "splash", "cudnn"]
 # Logits of more bytes than this are not held at once: rows of the batch are attended in groups.
@@ -52,7 +53,9 @@ def attention(
     missing = _missing(taken, q, k, mask)
     if missing:
         raise NotImplementedError(f"{taken} attention does not cover {missing}")
-    return RUN[taken](q, k, v, mask)
+    if mask is not None or uneven(q.shape[0]):
+        return RUN[taken](q, k, v, mask)
+    return over_rows(lambda *rows: RUN[taken](*rows, None), (q, k, v))
 
 
 def _missing(impl: str, q: Array, k: Array, mask: Array | None) -> str | None:
@@ -63,6 +66,8 @@ def _missing(impl: str, q: Array, k: Array, mask: Array | None) -> str | None:
         return f"the platform {target()}"
     if mask is not None:
         return "a mask"
+    if uneven(q.shape[0]):
+        return uneven(q.shape[0])
     lengths = q.shape[1], k.shape[1]
     if impl == "splash" and not all(any(n % block == 0 for block in BLOCKS) for n in lengths):
         return f"{lengths[0]} queries and {lengths[1]} keys"

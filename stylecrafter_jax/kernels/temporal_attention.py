@@ -34,9 +34,11 @@ from stylecrafter_jax.kernels.dispatch import (
     width_of_head,
 )
 from stylecrafter_jax.kernels.lanes import LANES
+from stylecrafter_jax.kernels.sharded import over_rows, uneven
 from stylecrafter_jax.kernels.temporal_attention_sizes import Sizes
 
 FRAMES = 64
+FEWEST = 8  # tokens of a position: Mosaic turns no tile of eight rows past its last lane
 BODIES = {"tpu": temporal_attention_tpu, "gpu": temporal_attention_gpu}
 
 
@@ -68,12 +70,13 @@ def temporal_attention(
     missing = not_covered(q.dtype, width_of_head(q.shape[2], heads))
     if q.shape[1] > FRAMES:
         missing = missing or f"{q.shape[1]} frames"
+    missing = missing or uneven(q.shape[0])
     taken = chosen(impl, fastest=fastest(), missing=missing)
-    arrays = (q, k, v, table_k, table_v)
+    by_row, tables = (q, k, v), (table_k, table_v)
     if taken == "pallas":
-        return fused(*arrays, heads=heads, platform=body_platform())
-    run = reference if taken == "reference" else xla
-    return run(*arrays, heads=heads)
+        kernel = functools.partial(fused, heads=heads, platform=body_platform())
+        return over_rows(kernel, by_row, tables)
+    return (reference if taken == "reference" else xla)(*by_row, *tables, heads=heads)
 
 
 def reference(q, k, v, table_k, table_v, *, heads: int) -> Float[Array, "r f k"]:
@@ -134,7 +137,7 @@ def relative_attention(
 def fused(q, k, v, table_k, table_v, *, heads: int, platform: str) -> Float[Array, "r f k"]:
     """The kernel of a platform, `tpu` or `gpu`; interpreted where the program is for neither."""
     rows, frames, width = q.shape
-    padded = pl.next_power_of_2(frames)
+    padded = max(FEWEST, pl.next_power_of_2(frames))
     sizes = Sizes(
         heads=heads,
         head_dim=width // heads,

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SMALLEST_SIDE = 8
+STYLE_SIDE = 512  # pixels of a style image, unless told
 # Above this many pixels a JPEG is decoded at a lower resolution.
 LARGE = 2**25
 # Of a longer strip only the middle is resized: all of it could need any amount of memory.
@@ -23,7 +24,7 @@ class ImageError(ValueError):
 
 
 def load_style_image(
-    source: str | Path | Image.Image | np.ndarray, size: int = 512
+    source: str | Path | Image.Image | np.ndarray, size: int = STYLE_SIDE
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Returns an image as a square: shorter side to `size`, then the centre.
 

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 RESNET_EPSILON = 1e-5
 TRANSFORMER_EPSILON = 1e-6
 NORM_GROUPS = 32
-# Of even and of odd output pixels: which of the 3 taps fall on the first and which on the second of
-# the two input pixels that they see.
+# Of even and odd output columns: which of the 3 taps fall on the first and which on the second of
+# the two input columns that they see.
 TAPS = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
 PER_FRAME = (-3, -2, -1)  # normalise over h, w and the channels of a group
 JOINT = (-4, -3, -2, -1)  # and over the frames as well
@@ -162,8 +162,14 @@ class Upsample(nn.Module, kw_only=True):
 class UpsampledConv(nn.Module, kw_only=True):
     """A 3x3 convolution of `x` repeated to double height and width, which is never made.
 
-    An output pixel sees 2x2 of the input's, some of them under two of the kernel's taps, by where
-    it lies in its square: four kernels of 2x2, the sums of these taps, at 4 ninths of the work.
+    Along the width an output pixel sees two of the input's, one of them under two of the kernel's
+    taps: two kernels of two taps, for even and for odd columns. Along the height, with a, b, c the
+    kernel's rows and d[i] = x[i + 1] - x[i],
+
+        even row i = a x[i - 1] + (b + c) x[i] = (a + b + c) x[i] - a d[i - 1]
+        odd row i  = (a + b) x[i] + c x[i + 1] = (a + b + c) x[i] + c d[i]
+
+    which share a product: 12 products of the 36 that the repeated pixels would take.
     """
 
     dtype: DTypeLike
@@ -173,12 +179,23 @@ class UpsampledConv(nn.Module, kw_only=True):
         c, (height, width) = x.shape[-1], x.shape[2:4]
         kernel = jnp.asarray(self.param("kernel", nn.initializers.lecun_normal(), (3, 3, c, c)))
         bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (c,)))
-        kernel = jnp.einsum("pit,qju,tucd->ijcpqd", TAPS, TAPS, kernel.astype(jnp.float32))
-        kernel = rearrange(kernel, "i j c p q d -> i j c (p q d)")
-        out = convolved(x, kernel, ((1, 1), (1, 1)), self.dtype)
-        out = rearrange(out, "b f h w (p q d) -> p q b f h w d", p=2, q=2)
-        squares = [[out[p, q, :, :, p : p + height, q : q + width] for q in (0, 1)] for p in (0, 1)]
-        out = rearrange(jnp.asarray(squares), "p q b f h w d -> b f (h p) (w q) d")
+        kernel = kernel.astype(jnp.float32)
+        rows = jnp.stack([kernel.sum(0), -kernel[0], kernel[2]])
+        rows = jnp.einsum("qju,tucd->tjcqd", TAPS, rows)[:, None]
+        shared, above, below = rearrange(rows, "t i j c q d -> t i j c (q d)")
+        x = x.astype(self.dtype)
+        steps = jnp.diff(x, axis=2, prepend=0, append=0)
+
+        def conv(y, kernel):
+            out = convolved(y, kernel, ((0, 0), (1, 1)), self.dtype)
+            out = rearrange(out, "b f h w (q d) -> q b f h w d", q=2)
+            columns = [out[q, :, :, :, q : q + width] for q in (0, 1)]
+            return rearrange(jnp.asarray(columns), "q b f h w d -> b f h (w q) d")
+
+        both = conv(x, shared)
+        even = both + conv(steps[:, :, :height], above)
+        odd = both + conv(steps[:, :, 1:], below)
+        out = rearrange(jnp.asarray([even, odd]), "p b f h w d -> b f (h p) w d")
         return out + bias.astype(self.dtype)[None, None, None, None]
 
 

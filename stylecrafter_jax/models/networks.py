@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from stylecrafter_jax import params as weights
 from stylecrafter_jax.config import ModelConfig
+from stylecrafter_jax.kernels.dispatch import Implementation
 from stylecrafter_jax.models import clip
 from stylecrafter_jax.models.attention import ContextKV
 from stylecrafter_jax.models.style import ScaleEncoder, StyleTransformer
@@ -59,7 +60,10 @@ class Networks(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def networks(
-    config: ModelConfig, dtype: DTypeLike = jnp.float32, remat: Remat = "none"
+    config: ModelConfig,
+    dtype: DTypeLike = jnp.float32,
+    remat: Remat = "none",
+    impl: Implementation | None = None,
 ) -> Networks:
     """Returns the networks of `config`.
 
@@ -68,6 +72,7 @@ def networks(
         dtype: compute dtype of UNet, adapter and autoencoder. Softmax and norm statistics are
             float32 and so are the CLIP towers.
         remat: what the UNet computes again in the backward pass; see `REMAT_POLICIES`.
+        impl: of the UNet's fused attentions; None takes the fastest.
     """
     adapter, layers = config.adapter, config.unet.dual_layers
     unet_module = UNetVideo(
@@ -76,6 +81,7 @@ def networks(
         use_norm=adapter.use_norm,
         remat=remat,
         dtype=dtype,
+        impl=impl,
     )
 
     def unet(params, *args, **kwargs):

@@ -9,6 +9,7 @@ from einops import rearrange, repeat
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from stylecrafter_jax.kernels.dispatch import Implementation
 from stylecrafter_jax.models.attention import (
     ContextKV,
     DualCrossAttention,
@@ -56,6 +57,7 @@ class SpatialBlock(nn.Module, kw_only=True):
     fusion: Literal["dual", "attach"]
     use_norm: bool
     dtype: DTypeLike
+    impl: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -71,7 +73,9 @@ class SpatialBlock(nn.Module, kw_only=True):
         h = SelfAttention(**size, name="attn1")(h)
         x = x + rearrange(h, "(b f) n c -> b f n c", b=x.shape[0])
         h = LayerNorm(name="norm2")(x).astype(self.dtype)
-        attn2 = DualCrossAttention(**size, fusion=self.fusion, use_norm=self.use_norm, name="attn2")
+        attn2 = DualCrossAttention(
+            **size, fusion=self.fusion, use_norm=self.use_norm, impl=self.impl, name="attn2"
+        )
         x = tiled(x, text.shape[0]) + attn2(h, text, style, scale, kv)
         return x + GEGLU(dtype=self.dtype, name="ff")(LayerNorm(name="norm3")(x).astype(self.dtype))
 
@@ -94,6 +98,7 @@ class SpatialTransformer(nn.Module, kw_only=True):
     use_norm: bool
     norm_groups: int = NORM_GROUPS
     dtype: DTypeLike
+    impl: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -120,6 +125,7 @@ class SpatialTransformer(nn.Module, kw_only=True):
                 fusion=self.fusion,
                 use_norm=self.use_norm,
                 dtype=self.dtype,
+                impl=self.impl,
                 name=f"transformer_blocks.{depth}",
             )
             layer_scale = None if scale is None else scale[:, layer]
@@ -136,6 +142,7 @@ class TemporalBlock(nn.Module, kw_only=True):
     head_dim: int
     relative: int | None
     dtype: DTypeLike
+    impl: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -151,6 +158,7 @@ class TemporalBlock(nn.Module, kw_only=True):
                 head_dim=self.head_dim,
                 relative=self.relative,
                 dtype=self.dtype,
+                impl=self.impl,
                 name=name,
             )
 
@@ -180,6 +188,7 @@ class TemporalTransformer(nn.Module, kw_only=True):
     self_attention_only: bool
     norm_groups: int = NORM_GROUPS
     dtype: DTypeLike
+    impl: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -212,6 +221,7 @@ class TemporalTransformer(nn.Module, kw_only=True):
                 head_dim=self.head_dim,
                 relative=self.relative,
                 dtype=self.dtype,
+                impl=self.impl,
                 name=f"transformer_blocks.{depth}",
             )
             x = block(x, context, mask, context_mask)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from stylecrafter_jax import params as weights
 from stylecrafter_jax.config import Fusion, UNetConfig
+from stylecrafter_jax.kernels.dispatch import Implementation
 from stylecrafter_jax.models.attention import ContextKV, context_kv
 from stylecrafter_jax.models.layers import (
     RESNET_EPSILON,
@@ -193,6 +194,7 @@ class UNetVideo(nn.Module, kw_only=True):
     use_norm: bool = True
     remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
+    impl: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -331,7 +333,7 @@ class UNetVideo(nn.Module, kw_only=True):
         config = self.config
         heads, head_dim = config.heads(layer.channels)
         size = {"heads": heads, "head_dim": head_dim, "norm_groups": config.norm_groups}
-        size |= {"dtype": self.dtype, "name": layer.name}
+        size |= {"dtype": self.dtype, "impl": self.impl, "name": layer.name}
         if layer.kind == "spatial":
             block = self.rematerialised(SpatialTransformer)(
                 depth=config.transformer_depth,

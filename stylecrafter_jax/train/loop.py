@@ -121,7 +121,8 @@ def build_step(
     experiment: Experiment, start: Start, tx: optax.GradientTransformation, mode: Mode
 ) -> Step:
     """Returns the jitted step of an experiment for batches that the UNet sees in `mode`."""
-    settings, loss = experiment.train, make_loss(experiment, start, mode)
+    settings = experiment.train
+    loss = make_loss(experiment, start.config, mode, end=start.tokenizer.end)
     return make_train_step(loss, tx, ema_decay=settings.ema_decay, accumulate=settings.accumulate)
 
 

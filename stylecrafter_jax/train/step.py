@@ -103,7 +103,8 @@ def _accumulated(gradient, trainable, frozen, batch, key, parts: int):
     def split(x):
         if x.shape[0] % parts:
             raise ValueError(f"a batch of {x.shape[0]} cannot be split into {parts} equal parts")
-        return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+        # Part i takes every so-manieth row from i, so that rows stay on the devices they lie on.
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def body(total, inputs):
         i, part = inputs

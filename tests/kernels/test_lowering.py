@@ -25,9 +25,9 @@ def dual(tokens, heads, dtype, head_dim=64):
     return functools.partial(dual_attention.dual_attention, heads=heads, impl="pallas"), kinds
 
 
-def temporal(tokens, heads, dtype, head_dim=64):
-    """Returns the fused operation and the kinds of its arguments: three branches of 16 frames."""
-    rows = jax.ShapeDtypeStruct((3 * tokens, 16, heads * head_dim), dtype)
+def temporal(tokens, heads, dtype, head_dim=64, frames=16):
+    """Returns the fused operation and the kinds of its arguments: three branches."""
+    rows = jax.ShapeDtypeStruct((3 * tokens, frames, heads * head_dim), dtype)
     table = jax.ShapeDtypeStruct((33, head_dim), jnp.float32)
     run = functools.partial(temporal_attention.temporal_attention, heads=heads, impl="pallas")
     return run, (rows, rows, rows, table, table)
@@ -51,5 +51,13 @@ def test_kernels_are_lowered_for_cuda(monkeypatch, kernel, level, dtype):
 @pytest.mark.parametrize("topology", TPUS)
 def test_kernels_are_compiled_for_tpu(topology, kernel, level, dtype):
     function, kinds = kernel(*level, dtype)
+    program = compiled_for(topology, with_gradients(function), (*kinds, kinds[0]))
+    assert program.as_text().count("tpu_custom_call") >= 2
+
+
+@pytest.mark.parametrize("frames", [1, 4, 8, 33, 64])
+@pytest.mark.parametrize("topology", TPUS)
+def test_any_number_of_frames_is_compiled_for_tpu(topology, frames):
+    function, kinds = temporal(40, 2, jnp.bfloat16, frames=frames)
     program = compiled_for(topology, with_gradients(function), (*kinds, kinds[0]))
     assert program.as_text().count("tpu_custom_call") >= 2

@@ -1,14 +1,14 @@
 """Programs compiled for TPUs that are not here."""
 
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, SingleDeviceSharding
+
+from stylecrafter_jax.plan.topology import devices, parse
 
 
 def compiled_for(
@@ -17,9 +17,7 @@ def compiled_for(
     """Returns a program for one device of a topology, or skips the test where libtpu is absent."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed (the extra tpu), which compiles for TPUs")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    device = described.devices[0]
+    device = devices(parse(topology))[0]
     placed = [
         jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=SingleDeviceSharding(device))
         for kind in kinds

@@ -1,0 +1,103 @@
+"""`stylecrafter plan`: what a task takes on chips that need not be here."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from stylecrafter_jax.checkpoints.bundle import read_config
+from stylecrafter_jax.commands.convert import read_model
+from stylecrafter_jax.commands.generate import make_options
+from stylecrafter_jax.config import ConfigError, ModelConfig
+from stylecrafter_jax.plan import report
+from stylecrafter_jax.plan.compiled import QUICK
+from stylecrafter_jax.plan.tasks import Task, generation, training
+from stylecrafter_jax.plan.topology import TopologyError, parse
+from stylecrafter_jax.train.experiment import Experiment, load_experiment, override
+
+EXIT_DOES_NOT_FIT = 4
+RELEASED = "the released 320x512 model is planned for"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the plan; the exit status says whether it fits."""
+    topology = parse(args.topology)
+    experiment = _experiment(args)
+    config = _model(args, experiment)
+    if args.price is not None and args.price < 0:
+        raise ValueError(f"--price must be at least 0, got {args.price:g}")
+    plan = report.make_plan(
+        _task(args, experiment, config),
+        topology,
+        fsdp=_fsdp(args.mesh, topology.count),
+        compiler_options=None if args.full_effort else QUICK,
+        compiling=not args.no_compile,
+        progress=lambda name: _note(f"{topology.name}: {name} ...", args),
+    )
+    if args.json:
+        print(json.dumps(plan.to_json(args.price), indent=1))
+    else:
+        print("\n".join(report.table(plan, args.price)))
+    return 0 if plan.fits else EXIT_DOES_NOT_FIT
+
+
+def _experiment(args: argparse.Namespace) -> Experiment | None:
+    if args.config is None or args.config.suffix == ".json":
+        if args.settings:
+            raise ConfigError("--set changes a training config: give one with --config")
+        return None
+    return override(load_experiment(args.config), args.settings)
+
+
+def _model(args: argparse.Namespace, experiment: Experiment | None) -> ModelConfig:
+    """Returns the model: the bundle's that is asked for, or that the run would start from."""
+    if args.bundle is not None:
+        return read_config(args.bundle)
+    if args.config is not None and experiment is None:
+        return read_model(args.config)
+    if experiment is not None and Path(experiment.bundle).is_dir():
+        return read_config(experiment.bundle)
+    missing = "" if experiment is None else f"the bundle {experiment.bundle} is not here: "
+    _note(missing + RELEASED, args)
+    return ModelConfig()
+
+
+def _task(args: argparse.Namespace, experiment: Experiment | None, config: ModelConfig) -> Task:
+    name = args.task or ("generate" if experiment is None else experiment.stage)
+    if name == "generate":
+        options = make_options(args, config)
+        return generation(
+            config,
+            options,
+            batch=args.batch_size,
+            dtype=args.dtype or "bfloat16",
+            param_dtype=args.param_dtype or "bfloat16",
+            styled=not args.no_style,
+        )
+    if experiment is None:
+        raise ConfigError(f"--task {name} needs the run's config: --config configs/{name}_*.py")
+    if experiment.stage != name:
+        raise ConfigError(f"--task {name}, but {args.config} is a config of {experiment.stage}")
+    return training(experiment, config)
+
+
+def _fsdp(mesh: str | None, chips: int) -> int:
+    """Returns the size of the axis fsdp of a mesh such as "data=4,fsdp=4"; data may be left out."""
+    if mesh is None:
+        return 1
+    sizes: dict[str, Any] = {}
+    for item in mesh.split(","):
+        name, _, size = item.partition("=")
+        if name not in ("data", "fsdp") or not size.isdigit() or int(size) < 1 or name in sizes:
+            raise TopologyError(f"--mesh wants data=N,fsdp=N, got {mesh!r}")
+        sizes[name] = int(size)
+    fsdp = sizes.get("fsdp", 1)
+    if chips % fsdp or sizes.get("data", chips // fsdp) * fsdp != chips:
+        raise TopologyError(f"--mesh {mesh} does not make {chips} chips")
+    return fsdp
+
+
+def _note(line: str, args: argparse.Namespace) -> None:
+    if not args.quiet:
+        print(line, file=sys.stderr)

@@ -1,0 +1,156 @@
+"""What a compiled program takes: memory, operations, bytes, messages between chips."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+
+# Effort below this skips searches that take four fifths of the compiler's time for TPU.
+QUICK = {"exec_time_optimization_effort": -0.5}
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}
+WIDTHS |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(")
+_WHILE = re.compile(r"\bwhile\(.*?body=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_USED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+
+
+class OutOfMemory(RuntimeError):
+    """A program does not fit; `wanted` and `given` are bytes, where the compiler told them."""
+
+    def __init__(self, wanted: float | None, given: float | None):
+        super().__init__(f"the program takes {wanted} bytes of {given}")
+        self.wanted, self.given = wanted, given
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Of one program on one device, run once.
+
+    Attributes:
+        arguments: bytes of what it is given, weights among them.
+        results: bytes of what it returns and did not take from its arguments.
+        temporary: bytes at most in use between them.
+        code: bytes of the program itself.
+        flops: operations by the compiler's count, which takes a loop's body once.
+        bytes_accessed: bytes to and from memory, counted likewise.
+        collectives: bytes of results of each kind of message; loops of known length in full.
+        estimate: the compiler's own estimate of seconds, likewise for one turn of loops; or None.
+    """
+
+    arguments: int
+    results: int
+    temporary: int
+    code: int
+    flops: float
+    bytes_accessed: float
+    collectives: dict[str, float]
+    estimate: float | None
+
+    @property
+    def peak(self) -> int:
+        """Bytes of memory at most."""
+        return self.arguments + self.results + self.temporary + self.code
+
+
+def compile_figures(lowered: Any, options: dict[str, Any] | None) -> Figures:
+    """Returns the figures of a lowered program.
+
+    Args:
+        lowered: what `jax.jit(f).lower(...)` returns.
+        options: what the compiler is told.
+
+    Raises:
+        OutOfMemory: the compiler found that it cannot fit.
+    """
+    try:
+        compiled = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
+            raise
+        used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", str(error))
+        if used is None:
+            raise OutOfMemory(None, None) from error
+        unit = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
+        wanted, given = (float(used[i]) * unit[used[i + 1]] for i in (1, 3))
+        raise OutOfMemory(wanted, given) from error
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    return Figures(
+        arguments=memory.argument_size_in_bytes,
+        results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=float(cost.get("flops", 0.0)),
+        bytes_accessed=float(cost.get("bytes accessed", 0.0)),
+        collectives=collective_bytes(compiled.as_text()),
+        estimate=_seconds(cost),
+    )
+
+
+def _seconds(cost: dict[str, float]) -> float | None:
+    """Returns the compiler's estimate, if it is one.
+
+    Where copies run beside the computation libtpu takes whole seconds off (values such as -998 ms
+    appear); such an estimate tells nothing.
+    """
+    seconds = cost.get("optimal_seconds", 0.0)
+    return seconds if seconds > 0.0 else None
+
+
+def collective_bytes(text: str) -> dict[str, float]:
+    """Returns the bytes that each kind of message between devices brings to one of them.
+
+    Args:
+        text: an optimised program, as `compiled.as_text()` writes it.
+    """
+    found: dict[str, dict[str, float]] = {}
+    calls: dict[str, list[tuple[str, float]]] = {}
+    current = entry = ""
+    for line in text.splitlines():
+        header = _COMPUTATION.match(line)
+        if header:
+            current = header[1]
+            entry = current if line.startswith("ENTRY") else entry
+            found[current], calls[current] = {}, []
+            continue
+        if not current:
+            continue
+        message = _COLLECTIVE.search(line)
+        if message:
+            kind, started = message[2], message[3]
+            size = _size(message[1], last=bool(started))
+            found[current][kind] = found[current].get(kind, 0.0) + size
+        loop = _WHILE.search(line)
+        if loop:
+            trips = _TRIPS.search(line)
+            calls[current].append((loop[1], float(trips[1]) if trips else 1.0))
+        calls[current] += [(name, 1.0) for name in _USED.findall(line)]
+    total: dict[str, float] = {}
+
+    def add(name: str, times: float) -> None:
+        for kind, size in found.get(name, {}).items():
+            total[kind] = total.get(kind, 0.0) + times * size
+        for inner, more in calls.get(name, []):
+            add(inner, times * more)
+
+    add(entry, 1.0)
+    return total
+
+
+def _size(shape: str, *, last: bool) -> float:
+    """Returns the bytes of a shape; of a started message those of the result, its last half."""
+    sizes = []
+    for kind, sides in _ARRAY.findall(shape):
+        if kind not in WIDTHS:
+            continue
+        size = float(WIDTHS[kind])
+        for side in sides.split(",") if sides else ():
+            size *= int(side)
+        sizes.append(size)
+    if last and len(sizes) > 1:
+        return sum(sizes[len(sizes) // 2 :])
+    return sum(sizes)

@@ -1,0 +1,352 @@
+"""What a task takes on a topology: from its programs' figures to a table and one JSON object."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from stylecrafter_jax.plan.compiled import Figures, OutOfMemory, compile_figures
+from stylecrafter_jax.plan.count import Count, count
+from stylecrafter_jax.plan.tasks import Layout, Program, Task
+from stylecrafter_jax.plan.topology import Topology, devices, parse
+from stylecrafter_jax.sharding import batch_sharding, make_mesh, weight_shardings
+
+GIB = 2.0**30
+# What a chip's own software keeps for itself of the memory on the data sheet: 16 GiB become 15.75.
+KEPT = 0.984
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One program of a task, on one chip, run as often as a unit of the task runs it.
+
+    Attributes:
+        name: of the program.
+        times: how often.
+        flops: operations, all runs together.
+        bytes: moved to and from memory, likewise.
+        collectives: bytes of messages by kind, likewise.
+        estimate: the compiler's seconds, likewise; None where it gave none.
+        peak: bytes of memory while it runs, without what else is held.
+        figures: the compiler's; None where nothing was compiled.
+    """
+
+    name: str
+    times: float
+    flops: float
+    bytes: float
+    collectives: dict[str, float]
+    estimate: float | None
+    peak: float
+    figures: Figures | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A task on a topology.
+
+    Attributes:
+        task: see `tasks`.
+        topology: see `topology`.
+        fsdp: chips that share one copy of the weights.
+        parts: see above.
+        held: bytes of weights on one chip that no program is given, such as those of other parts.
+        wanted: bytes that the compiler could not place, where it gave up.
+    """
+
+    task: Task
+    topology: Topology
+    fsdp: int
+    parts: list[Part]
+    held: float
+    wanted: float | None = None
+
+    @property
+    def peak(self) -> float:
+        """Bytes of memory that a chip needs."""
+        return max(self.wanted or 0.0, max(part.peak for part in self.parts))
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= KEPT * self.topology.chip.hbm_bytes
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of a unit at least: each program as long as its slowest resource is busy."""
+        return sum(max(self.bounds(part).values()) for part in self.parts)
+
+    def bounds(self, part: Part) -> dict[str, float]:
+        """Returns the seconds that each resource is busy at least."""
+        chip = self.topology.chip
+        return {
+            "compute": part.flops / chip.flops,
+            "memory": part.bytes / chip.hbm_bandwidth,
+            "links": sum(part.collectives.values()) / chip.link_bandwidth,
+        }
+
+    @property
+    def rows_per_hour(self) -> float:
+        """Videos, pictures or examples of all chips at the roofline."""
+        return self.copies * self.task.rows * 3600.0 / self.seconds
+
+    @property
+    def copies(self) -> int:
+        """How many chips do the task each for itself; training shares one."""
+        return self.topology.count if self.task.name == "generate" else 1
+
+    def to_json(self, price: float | None) -> dict[str, Any]:
+        """Returns everything as one JSON object; figures are per chip and per unit of the task."""
+        chip, flops = self.topology.chip, sum(part.flops for part in self.parts)
+        collectives: dict[str, float] = {}
+        for part in self.parts:
+            for kind, size in part.collectives.items():
+                collectives[kind] = collectives.get(kind, 0.0) + size
+        estimates = [part.estimate for part in self.parts if part.estimate is not None]
+        return {
+            "task": self.task.name,
+            "unit": self.task.unit,
+            "rows": self.task.rows,
+            "topology": self.topology.name,
+            "chips": self.topology.count,
+            "mesh": {"data": self.topology.count // self.fsdp, "fsdp": self.fsdp},
+            "compiled": all(part.figures is not None for part in self.parts),
+            "weights_bytes": sum(self.task.held.values()),
+            "state_bytes": self.task.state,
+            "activation_bytes": max((p.figures.temporary if p.figures else 0) for p in self.parts),
+            "hbm_peak_bytes": self.peak,
+            "hbm_bytes": chip.hbm_bytes,
+            "fits": self.fits,
+            "flops": flops,
+            "bytes_accessed": sum(part.bytes for part in self.parts),
+            "collective_bytes": sum(collectives.values()),
+            "collective_bytes_by_kind": collectives,
+            "compiler_seconds": sum(estimates) if len(estimates) == len(self.parts) else None,
+            "roofline_seconds": self.seconds,
+            "mfu_bound": flops / chip.flops / self.seconds,
+            f"{self.task.row}s_per_hour": self.rows_per_hour,
+            f"price_per_1000_{self.task.row}s": (
+                None if price is None else 1000 * price * self.topology.count / self.rows_per_hour
+            ),
+            "programs": [
+                {
+                    "name": part.name,
+                    "times": part.times,
+                    "flops": part.flops,
+                    "bytes_accessed": part.bytes,
+                    "hbm_peak_bytes": part.peak,
+                    "seconds": self.bounds(part),
+                    **({} if part.figures is None else dataclasses.asdict(part.figures)),
+                }
+                for part in self.parts
+            ],
+        }
+
+
+def make_plan(
+    task: Task,
+    topology: Topology,
+    *,
+    fsdp: int = 1,
+    compiler_options: dict[str, Any] | None = None,
+    compiling: bool = True,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """Returns what a task takes on a topology.
+
+    TPU programs are compiled for it. Others are counted: weights and state exactly; operations
+    exactly; bytes as the operands and results of matrix products and convolutions, as if all else
+    were fused into these. Activations are then not known, and not in the peak.
+
+    Args:
+        task: what to do.
+        topology: where.
+        fsdp: chips that share one copy of the weights, when training.
+        compiler_options: what the compiler is told.
+        compiling: False counts for TPU as well.
+        progress: told what is being compiled.
+
+    Raises:
+        TopologyError: libtpu is missing or does not know the chip.
+        ValueError: the batch or the chips cannot be split so.
+    """
+    training = task.name != "generate"
+    parts: list[Part] = []
+    wanted = None
+    chips = topology.count if training else 1
+    mesh = None
+    if compiling and topology.chip.kind == "tpu":
+        found = devices(topology)
+        mesh = make_mesh(found if training else found[:1], fsdp=fsdp if training else 1)
+    for program in task.programs:
+        progress(program.name)
+        if mesh is not None:
+            try:
+                parts.append(_compiled(program, task, mesh, compiler_options))
+                continue
+            except OutOfMemory as error:
+                wanted = max(wanted or 0.0, error.wanted or 1.001 * topology.chip.hbm_bytes)
+        work = _traced(program, mesh)[1]
+        shared = (sum(task.held.values()) + task.state) / (fsdp if training else 1)
+        parts.append(_counted(program, work.times(1 / chips), shared))
+    return Plan(
+        task=task,
+        topology=topology,
+        fsdp=fsdp if training else 1,
+        parts=parts,
+        held=0.0,
+        wanted=wanted,
+    )
+
+
+def _compiled(program: Program, task: Task, mesh: Mesh, options: dict[str, Any] | None) -> Part:
+    """Returns a program's figures on a mesh; what else is held while it runs is in its peak."""
+    with jax.set_mesh(mesh):
+        traced, work = _traced(program, mesh)
+        once = count(traced.jaxpr.jaxpr, loops=False)
+        figures = compile_figures(traced.lower(), options)
+    turns = work.flops / once.flops if once.flops else 1.0
+    times = program.times
+    # A kernel that does not say what it costs is in the count alone.
+    flops = max(figures.flops * turns, work.flops / mesh.size)
+    return Part(
+        name=program.name,
+        times=times,
+        flops=times * flops,
+        bytes=times * figures.bytes_accessed * turns,
+        collectives={kind: times * size for kind, size in figures.collectives.items()},
+        estimate=None if figures.estimate is None else times * turns * figures.estimate,
+        peak=figures.peak + _elsewhere(program, task),
+        figures=figures,
+    )
+
+
+def _elsewhere(program: Program, task: Task) -> float:
+    """Returns the bytes of weights that are held while a program runs that is not given them."""
+    if task.name != "generate":
+        return 0.0
+    given = {name.split("/")[0] for arg in program.args if isinstance(arg, dict) for name in arg}
+    return float(sum(size for part, size in task.held.items() if part not in given))
+
+
+def _counted(program: Program, work: Count, weights: float) -> Part:
+    times = program.times
+    return Part(
+        name=program.name,
+        times=times,
+        flops=times * work.flops,
+        bytes=times * work.bytes,
+        collectives={},
+        estimate=None,
+        peak=weights,
+        figures=None,
+    )
+
+
+def _traced(program: Program, mesh: Mesh | None) -> tuple[Any, Count]:
+    """Returns a program traced for a mesh, and its work over all devices."""
+    args = program.args
+    if mesh is not None:
+        args = tuple(_placed(a, k, mesh) for a, k in zip(args, program.layouts, strict=True))
+    traced = jax.jit(program.jitted).trace(*args) if mesh is None else program.jitted.trace(*args)
+    return traced, count(traced.jaxpr.jaxpr)
+
+
+def _placed(tree: Any, layout: Layout, mesh: Mesh) -> Any:
+    """Returns abstract arrays that lie on a mesh."""
+    if layout == "weights":
+        shardings = weight_shardings(mesh, tree)
+    else:
+        whole = NamedSharding(mesh, PartitionSpec())
+        chosen = batch_sharding(mesh) if layout == "rows" else whole
+        chosen = SingleDeviceSharding(mesh.devices.flat[0]) if mesh.size == 1 else chosen
+        shardings = jax.tree.map(lambda _: chosen, tree)
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings
+    )
+
+
+def _several(task: Task) -> str:
+    rows = f"{task.rows} {task.row}" + ("" if task.rows == 1 else "s")
+    return f"{rows} a {task.unit}" if task.name != "generate" else f"{rows} at a time"
+
+
+def smallest(plan: Plan) -> str | None:
+    """Returns the smallest slice of the same kind of chip, and the mesh on it, that should fit.
+
+    Activations shrink with the rows a chip has, weights and state with the chips that share them.
+    None if no slice fits, or nothing was compiled.
+    """
+    figures = [part.figures for part in plan.parts if part.figures is not None]
+    chip, task = plan.topology.chip, plan.task
+    if not figures:
+        return None
+    if task.name == "generate":
+        one = parse(f"{chip.name}:{chip.sizes[0]}")
+        return f"{one.name}, one {task.row} or more at a time" if plan.fits else None
+    code = max(f.code for f in figures)
+    moving = max(f.temporary + f.results for f in figures) * plan.topology.count
+    weights = float(sum(task.held.values()) + task.state)
+    for topology, fsdp in _slices(chip.name, chip.sizes):
+        if task.rows % topology.count:
+            continue
+        if code + moving / topology.count + weights / fsdp <= KEPT * chip.hbm_bytes:
+            return f"{topology.name}, data={topology.count // fsdp} fsdp={fsdp}"
+    return None
+
+
+def _slices(chip: str, sizes: tuple[str, ...]) -> Iterator[tuple[Topology, int]]:
+    for size in sizes:
+        topology = parse(f"{chip}:{size}")
+        for power in range(int(math.log2(topology.count)) + 1):
+            yield topology, 2**power
+
+
+def table(plan: Plan, price: float | None) -> list[str]:
+    """Returns the lines that a user reads."""
+    values, chip = plan.to_json(price), plan.topology.chip
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    weights = ", ".join(f"{part} {size / GIB:.2f}" for part, size in plan.task.held.items())
+    lines = [
+        f"{plan.task.name} on {plan.topology.name}: {plan.topology.count} x {chip.name}, "
+        f"data={values['mesh']['data']} fsdp={plan.fsdp}, {_several(plan.task)}"
+        + (" on each chip" if plan.copies > 1 else ""),
+        f"  weights, whole     {sum(plan.task.held.values()) / GIB:9.2f} GiB  ({weights})",
+    ]
+    if plan.task.state:
+        lines.append(f"  trained, average, optimizer, whole {plan.task.state / GIB:9.2f} GiB")
+    lines += [
+        f"  peak memory        {plan.peak / GIB:9.2f} GiB of {chip.hbm_bytes / GIB:.2f}: {verdict}",
+        f"  per chip and {plan.task.unit}:",
+        f"    {'program':30} {'times':>7} {'peak GiB':>9} {'TFLOP':>9} {'GB moved':>9} "
+        f"{'GB sent':>8} {'seconds at least':>17}",
+    ]
+    for part in plan.parts:
+        bounds = plan.bounds(part)
+        slowest = max(bounds, key=lambda name: bounds[name])
+        lines.append(
+            f"    {part.name:30} {part.times:7g} {part.peak / GIB:9.2f} {part.flops / 1e12:9.2f} "
+            f"{part.bytes / 1e9:9.1f} {sum(part.collectives.values()) / 1e9:8.2f} "
+            f"{bounds[slowest]:10.3f} {slowest}"
+        )
+    lines.append(
+        f"  at the roofline    {plan.seconds:9.3f} s, {100 * values['mfu_bound']:.0f} % of the "
+        f"chip's operations; {plan.rows_per_hour:.0f} {plan.task.row}s an hour"
+    )
+    if values["compiler_seconds"] is not None:
+        lines.append(f"  compiler's estimate {values['compiler_seconds']:8.3f} s")
+    if values["collective_bytes"]:
+        kinds = values["collective_bytes_by_kind"].items()
+        sent = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in kinds)
+        lines.append(f"  messages, GB       {sent}")
+    if price is not None:
+        cost = values[f"price_per_1000_{plan.task.row}s"]
+        lines.append(f"  price at the roofline, per 1,000 {plan.task.row}s: {cost:.2f}")
+    if not values["compiled"]:
+        lines.append("  counted, not compiled: activations are not in the peak")
+    advice = smallest(plan)
+    if advice is not None:
+        lines.append(f"  smallest that should fit: {advice}")
+    return lines

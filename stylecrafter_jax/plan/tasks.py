@@ -1,0 +1,237 @@
+"""The programs of a task, on abstract arrays: what `generate` and `train` compile, in the same way.
+
+No weights are read: a plan needs their shapes alone.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from stylecrafter_jax import params as weights
+from stylecrafter_jax.checkpoints.bundle import part_of
+from stylecrafter_jax.config import ModelConfig
+from stylecrafter_jax.denoiser import Blocks, Condition
+from stylecrafter_jax.diffusion.schedules import make_schedule
+from stylecrafter_jax.kernels.dispatch import Implementation
+from stylecrafter_jax.media.images import STYLE_SIDE, clip_pixels
+from stylecrafter_jax.models.networks import networks, parameter_shapes
+from stylecrafter_jax.models.unet_video import Mode
+from stylecrafter_jax.options import Resolved
+from stylecrafter_jax.params import Params
+from stylecrafter_jax.sampling import CARRY, latent_shape, make_sampling
+from stylecrafter_jax.train.experiment import STAGES, Experiment
+from stylecrafter_jax.train.goals import make_loss
+from stylecrafter_jax.train.objective import EMPTY_TEXT
+from stylecrafter_jax.train.optimizer import make_optimizer
+from stylecrafter_jax.train.step import init_state, make_train_step
+
+# How an argument lies on a mesh: its rows split, as weights, or whole on every device.
+Layout = Literal["rows", "weights", "whole"]
+
+
+class Program(NamedTuple):
+    """One program of a task.
+
+    Attributes:
+        name: what it does.
+        jitted: the function.
+        args: its arguments, trees of abstract arrays.
+        layouts: how each of them lies.
+        times: how often it runs for one unit of the task.
+        donated: number of the argument that it is given over and over, changed by each run.
+        kept: of a result, what that argument is in the next run.
+    """
+
+    name: str
+    jitted: Callable[..., Any]
+    args: tuple[Any, ...]
+    layouts: tuple[Layout, ...]
+    times: float
+    donated: int | None = None
+    kept: Callable[[Any], Any] = lambda result: result
+
+
+class Task(NamedTuple):
+    """What a user wants done.
+
+    Attributes:
+        name: such as "generate".
+        unit: what all programs make together: a "pass" of a batch, a "step".
+        rows: videos or examples of a unit, on one device when generating, on all when training.
+        row: what a row is: "video", "picture".
+        programs: see above.
+        held: bytes of weights by part, held on a device while the programs run, before sharding.
+        state: bytes of what training updates: weights, their average, the optimizer's.
+    """
+
+    name: str
+    unit: str
+    rows: int
+    row: str
+    programs: list[Program]
+    held: dict[str, int]
+    state: int
+
+
+def generation(
+    config: ModelConfig,
+    options: Resolved,
+    *,
+    batch: int = 1,
+    dtype: DTypeLike = jnp.bfloat16,
+    param_dtype: DTypeLike = jnp.bfloat16,
+    styled: bool = True,
+    impl: Implementation | None = None,
+) -> Task:
+    """Returns the task of generating a batch on one device, one reference each.
+
+    Args:
+        config: the model.
+        options: how to generate.
+        batch: videos at a time.
+        dtype: to compute in.
+        param_dtype: to hold weights in, those of the CLIP towers excepted.
+        styled: with style images.
+        impl: of the UNet's fused attentions.
+    """
+    nets = networks(config, jnp.dtype(dtype), impl=impl)
+    schedule = make_schedule(config.schedule)
+    params = _abstract(config, param_dtype)
+    unet, adapter, vae, text_encoder, image_encoder = (
+        weights.select(params, f"^{part}/")
+        for part in ("unet", "adapter", "vae", "text_encoder", "image_encoder")
+    )
+    sampling = make_sampling(nets, schedule, options, styled=styled)
+    programs: list[Program] = []
+
+    def add(name: str, function, *args, times: float = 1.0, donated: int | None = None) -> Any:
+        jitted = jax.jit(function, donate_argnums=donated)
+        programs.append(Program(name, jitted, args, ("whole",) * len(args), times, donated))
+        return jax.eval_shape(function, *args)
+
+    ids = jax.ShapeDtypeStruct((batch + 1, config.clip.text.context_length), jnp.int32)
+    text = add("text encoder", nets.encode_text, text_encoder, ids)
+    text: Any = jax.ShapeDtypeStruct((batch, *text.shape[1:]), text.dtype)
+    style = scale = None
+    if styled:
+        size = config.clip.vision.image_size
+
+        def encode(params, image):
+            return nets.encode_image(params, clip_pixels(image, size=size))
+
+        image = jax.ShapeDtypeStruct((1, STYLE_SIDE, STYLE_SIDE, 3), jnp.uint8)
+        seen = add("image encoder", encode, image_encoder, image, times=float(batch))
+        seen = jax.ShapeDtypeStruct((batch, *seen.shape[1:]), seen.dtype)
+        style = add("style tokens", nets.style_tokens, adapter, seen)
+        weight = jax.ShapeDtypeStruct((), jnp.float32)
+        scale = add("style scales", nets.style_scale, adapter, style, text, weight)
+    condition = Condition(text, text, style, scale)
+    fps = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    steps = jax.eval_shape(lambda: sampling.steps)
+    given = add("before the steps", sampling.prepare, unet, condition, steps, fps)
+    x = jax.ShapeDtypeStruct((batch, *latent_shape(config, options)), jnp.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+    whole = int(sampling.steps.whole.sum())
+    kinds: list[tuple[str, float, Blocks]] = [
+        ("step", float(whole), "all"),
+        ("step of the outermost blocks", float(sampling.plan.steps - whole), "outermost"),
+    ]
+    for name, times, blocks in kinds:
+        if not times:
+            continue
+        only = make_sampling(nets, schedule, options, styled=styled, blocks=blocks)
+        carry = jax.eval_shape(only.begin, unet, given, x)
+        args = (unet, given, keys, carry, np.int32(0), np.int32(1))
+        add(name, only.advance, *args, times=times, donated=CARRY)
+    frames = batch * options.frames
+    chunk = min(options.decode_chunk, frames)
+    z = jax.ShapeDtypeStruct((chunk, *x.shape[2:4], config.vae.embed_dim), jnp.float32)
+    add("decoder", nets.vae_decode, vae, z, times=float(-(-frames // chunk)))
+    held: dict[str, int] = {}
+    for name, value in params.items():
+        held[part_of(name)] = held.get(part_of(name), 0) + value.size * value.dtype.itemsize
+    if not styled:
+        held = {part: n for part, n in held.items() if part not in ("adapter", "image_encoder")}
+    row = "picture" if options.image else "video"
+    return Task("generate", "pass", batch, row, programs, held, 0)
+
+
+def training(experiment: Experiment, config: ModelConfig) -> Task:
+    """Returns the task of one step of an experiment; of both kinds, if it mixes pictures and clips.
+
+    Args:
+        experiment: the run; stage 1, stage 2 or another that trains the UNet.
+        config: the model, whose weights are not read.
+
+    Raises:
+        ValueError: the stage trains an encoder.
+    """
+    stage, data, settings = STAGES[experiment.stage], experiment.data, experiment.train
+    if stage.goal != "denoising":
+        raise ValueError(f"{experiment.stage} is no stage that a plan can be made for")
+    shapes = {n: s for n, s in parameter_shapes(config).items() if part_of(n) in stage.parts}
+    trainable = weights.select(shapes, stage.trainable)
+    frozen = {
+        name: jax.ShapeDtypeStruct(value.shape, jnp.dtype(settings.frozen_dtype))
+        for name, value in shapes.items()
+        if name not in trainable
+    }
+    held: dict[str, int] = {}
+    for name, value in frozen.items():
+        held[part_of(name)] = held.get(part_of(name), 0) + value.size * value.dtype.itemsize
+    width = config.unet.context_dim
+    length = config.clip.text.context_length
+    frozen[EMPTY_TEXT] = jax.ShapeDtypeStruct((1, length, width), jnp.float32)
+    tx = make_optimizer(experiment.optimizer, settings.steps)
+    state = jax.eval_shape(lambda params: init_state(params, tx), trainable)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    both = bool(data.images and data.videos)
+    share = data.image_share if both else float(bool(data.images))
+    kinds: list[tuple[str, Mode | None, int, int, float]] = [
+        ("step on pictures", stage.image_mode, 1, data.image_batch, share),
+        ("step on clips", stage.video_mode, data.frames, data.video_batch, 1.0 - share),
+    ]
+    programs, rows = [], 0.0
+    for name, mode, frames, batch, times in kinds:
+        if mode is None or times == 0.0:
+            continue
+        loss = make_loss(experiment, config, mode, end=config.clip.text.vocab_size - 1)
+        step = make_train_step(
+            loss, tx, ema_decay=settings.ema_decay, accumulate=settings.accumulate
+        )
+        args = (state, frozen, _batch(experiment, config, batch, frames), key)
+        layouts: tuple[Layout, ...] = ("weights", "weights", "rows", "whole")
+        programs.append(Program(name, step, args, layouts, times, 0, lambda result: result[0]))
+        rows += times * batch
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return Task(experiment.stage, "step", round(rows), "example", programs, held, size)
+
+
+def _batch(experiment: Experiment, config: ModelConfig, rows: int, frames: int) -> Params:
+    """Returns a batch of pixels, as `data.transforms.Transform` makes its rows."""
+    data, of = experiment.data, jax.ShapeDtypeStruct
+    side = data.style_size
+    style = {
+        "style": of((rows, data.references, side, side, 3), jnp.uint8),
+        "drop_style": of((rows,), jnp.bool_),
+    }
+    return (style if STAGES[experiment.stage].styled else {}) | {
+        "pixels": of((rows, frames, data.height, data.width, 3), jnp.uint8),
+        "ids": of((rows, config.clip.text.context_length), jnp.int32),
+        "fps": of((rows,), jnp.float32),
+        "drop_text": of((rows,), jnp.bool_),
+    }
+
+
+def _abstract(config: ModelConfig, dtype: DTypeLike) -> Params:
+    """Returns the parameters as they are held: the CLIP towers in float32."""
+    return {
+        name: jax.ShapeDtypeStruct(
+            value.shape, jnp.float32 if part_of(name).endswith("_encoder") else jnp.dtype(dtype)
+        )
+        for name, value in parameter_shapes(config).items()
+    }
