@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from stylecrafter_jax.commands import data, new, train
+from stylecrafter_jax.commands import data, new, planning, train
+from stylecrafter_jax.commands.arguments import add_sampling, add_size, add_speed
 from stylecrafter_jax.commands.interruptible import EXIT_INTERRUPTED
 
 EXIT_ERROR = 1
@@ -88,8 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     new.add_parser(commands)
     train.add_parser(commands)
     _add_inspect(commands)
-    _add_plan(commands)
-    _add_bench(commands)
+    planning.add_parser(commands)
     _add_demo(commands)
     return parser
 
@@ -124,70 +124,15 @@ def _add_generate(commands) -> None:
     add("--index", type=int, default=0, metavar="N", help="random index of the first result (0)")
     add("--start", type=Path, metavar="VIDEO", help="a video or picture to start from")
     add("--strength", type=float, metavar="X", help="share of the noise put on the start (1)")
-    _add_size(parser)
-    _add_sampling(parser)
+    add_size(parser)
+    add_sampling(parser)
     add = parser.add_argument_group("output").add_argument
     add("--out", type=Path, metavar="PATH", help="a file, or a folder (outputs)")
     add("--format", metavar="F", help="mp4 gif webp frames sheet (mp4); png jpg webp (png)")
     add("--overwrite", action="store_true", help="replace results that are in the way")
     add("--quiet", action="store_true", help="nothing but warnings and errors on standard error")
-    _add_speed(parser)
+    add_speed(parser)
     parser.set_defaults(run=_generate)
-
-
-def _add_size(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("size; the model's own unless given").add_argument
-    add("--height", type=int, metavar="PIXELS")
-    add("--width", type=int, metavar="PIXELS")
-    add("--frames", type=int, metavar="N")
-    add("--fps", type=int, metavar="N", help="playback speed")
-    add("--condition-fps", type=int, metavar="N", help="speed told to models that take one")
-
-
-def _add_speed(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("speed and memory").add_argument
-    add("--batch-size", type=int, default=1, metavar="N", help="results at a time (1)")
-    add("--dtype", choices=("float32", "bfloat16"), help="to compute in (bfloat16; CPU float32)")
-    add("--param-dtype", choices=("float32", "bfloat16"), help="to hold weights in (as stored)")
-    add(
-        "--fast",
-        action="store_true",
-        help="fewer steps, and parts of them kept: docs/performance.md",
-    )
-    add("--cache-interval", type=int, metavar="N", help="run all of the UNet every N steps (1)")
-    add("--cache-blocks", type=int, metavar="N", help="outermost blocks that run even then (1)")
-    add("--decode-chunk", type=int, metavar="N", help="frames decoded at a time (4)")
-    add("--decode-tile", type=int, metavar="N", help="side of a tile in latents, for large frames")
-
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("sampling and guidance").add_argument
-    add("--steps", type=int, metavar="N", help="sampling steps (50)")
-    add("--sampler", metavar="NAME", help="ddim dpmsolver++ unipc euler euler_ancestral (ddim)")
-    add("--eta", type=float, metavar="X", help="share of fresh noise, 0 to 1 (ddim: 1)")
-    add("--karras", action="store_true", default=None, help="Karras noise levels")
-    add("--guidance", type=float, metavar="X", help="text guidance (15; pictures 6)")
-    add(
-        "--style-guidance",
-        type=_float_or_none,
-        metavar="X",
-        help="style guidance (7.5; pictures none); 'none' guides text and style together",
-    )
-    add("--guidance-convention", choices=("released", "paper"), help="(released)")
-    add("--guidance-rescale", type=float, metavar="X", help="0 (off) to 1")
-    add(
-        "--guidance-interval",
-        nargs=2,
-        type=float,
-        metavar=("LOW", "HIGH"),
-        help="guide only at these shares of noise (0 1)",
-    )
-    add("--style-weight", type=float, metavar="X", help="factor on the style branch (1)")
-    add("--negative", dest="negative_prompt", metavar="PROMPT", help="what not to show")
-
-
-def _float_or_none(text: str) -> float | str:
-    return "none" if text == "none" else float(text)
 
 
 def _add_evaluate(commands) -> None:
@@ -216,9 +161,9 @@ def _add_evaluate(commands) -> None:
     add("--index", type=int, default=0, metavar="N", help="random index of the first result (0)")
     add("--format", choices=("mp4", "frames"), help="frames loses nothing (mp4; pictures png)")
     add("--overwrite", action="store_true", help="replace results that are in the way")
-    _add_size(parser)
-    _add_sampling(parser)
-    _add_speed(parser)
+    add_size(parser)
+    add_sampling(parser)
+    add_speed(parser)
     parser.set_defaults(run=_evaluate)
 
 
@@ -268,84 +213,12 @@ def _add_inspect(commands) -> None:
     parser.set_defaults(run=_inspect)
 
 
-def _add_plan(commands) -> None:
-    parser = commands.add_parser(
-        "plan",
-        help="memory, operations and least time of a task on chips that need not be here",
-        usage="%(prog)s --topology CHIP:SIZE [--config FILE] [options]",
-        description="Compiles the programs of a task for TPUs and prints what a chip needs and can "
-        "do; for GPUs, counts their operations and weights. Exit status 4: it does not fit.",
-    )
-    add = parser.add_argument
-    add("--topology", required=True, metavar="CHIP:SIZE", help="such as v5e:4x4, v5p:2x2x1, h200:8")
-    add("--task", metavar="NAME", help="generate, stage1, stage2 (the config's; else generate)")
-    add("--config", type=Path, metavar="FILE", help="a run's Python file, or a model's JSON file")
-    add("--set", dest="settings", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
-    add("--bundle", type=Path, metavar="DIR", help="the model (the config's, the released one)")
-    add("--mesh", metavar="AXES", help="such as data=4,fsdp=4 (every chip has all weights)")
-    add("--price", type=float, metavar="X", help="of a chip for an hour")
-    add("--json", action="store_true", help="one JSON object")
-    add("--no-compile", action="store_true", help="count for TPU as well: seconds, not minutes")
-    add(
-        "--full-effort",
-        action="store_true",
-        help="compile as for a run: five times slower",
-    )
-    add("--no-style", action="store_true", help="generate without style references")
-    add("--image", action="store_true", help="generate pictures")
-    add("--quiet", action="store_true", help="nothing but warnings and errors on standard error")
-    _add_size(parser)
-    _add_sampling(parser)
-    _add_speed(parser)
-    parser.set_defaults(run=_plan)
-
-
-def _add_bench(commands) -> None:
-    parser = commands.add_parser(
-        "bench",
-        help="time the programs of a task on this machine",
-        description="Times programs with random weights: compile time, median after a warm-up, "
-        "operations a second and share of the chip's peak.",
-    )
-    add = parser.add_argument
-    add("what", choices=("unet", "sample", "train", "kernels", "decode", "import"))
-    add("--full-size", action="store_true", help="the released model (the embedded demo model)")
-    add("--config", type=Path, metavar="FILE", help="a run's Python file, or a model's JSON file")
-    add("--set", dest="settings", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
-    add("--bundle", type=Path, metavar="DIR", help="take this model's sizes")
-    add("--repeat", type=int, default=5, metavar="N", help="timed runs (5)")
-    add("--compare", metavar="NAME=A,B", help="in turn, with one setting changed: impl=xla,pallas")
-    add("--impl", choices=("reference", "xla", "pallas"), help="of the attentions (the fastest)")
-    add("--gradients", action="store_true", help="kernels: forward and backward")
-    add("--json", action="store_true", help="one JSON object")
-    add("--out", type=Path, metavar="FILE", help="write it to a file as well")
-    add("--no-style", action="store_true", help="generate without style references")
-    add("--image", action="store_true", help="generate pictures")
-    add("--quiet", action="store_true", help="nothing but warnings and errors on standard error")
-    _add_size(parser)
-    _add_sampling(parser)
-    _add_speed(parser)
-    parser.set_defaults(run=_bench)
-
-
 def _add_demo(commands) -> None:
     parser = commands.add_parser("demo", help="some clips of the embedded model")
     add = parser.add_argument
     add("--out", type=Path, default=Path("outputs/demo"), metavar="DIR")
     add("--seed", type=int, default=0, metavar="N")
     parser.set_defaults(run=_demo)
-
-
-def _plan(args: argparse.Namespace) -> int:
-    from stylecrafter_jax.commands.plan import run
-
-    return run(args)
-
-
-def _bench(args: argparse.Namespace) -> int:
-    from stylecrafter_jax.commands.bench import run
-
-    return run(args)
 
 
 def _generate(args: argparse.Namespace) -> int:

@@ -14,23 +14,27 @@ LARGEST_CACHE = 4 * 2**30
 LEAST_SECONDS = 0.05  # of compiling; JAX keeps nothing under a second unless told
 
 
-def keep_on_disk() -> None:
+def keep_on_disk() -> str | None:
     """Has JAX keep compiled programs between runs, the least used of them going first.
 
     They lie in the folder that `JAX_COMPILATION_CACHE_DIR` names, else in the user's cache; where
     that cannot be written, none is kept. A program that calls back into Python is never kept.
+
+    Returns:
+        The folder, or None.
     """
     if CACHE_VARIABLE in os.environ:
-        return
+        return os.environ[CACHE_VARIABLE]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = home / "stylecrafter_jax" / "programs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return
+        return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", LARGEST_CACHE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+    return str(folder)
 
 
 class Programs:

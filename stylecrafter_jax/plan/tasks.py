@@ -83,9 +83,11 @@ def generation(
     *,
     batch: int = 1,
     dtype: DTypeLike = jnp.bfloat16,
-    param_dtype: DTypeLike = jnp.bfloat16,
+    param_dtype: DTypeLike | None = jnp.bfloat16,
     styled: bool = True,
     impl: Implementation | None = None,
+    params: Params | None = None,
+    parted: bool = True,
 ) -> Task:
     """Returns the task of generating a batch on one device, one reference each.
 
@@ -94,13 +96,16 @@ def generation(
         options: how to generate.
         batch: videos at a time.
         dtype: to compute in.
-        param_dtype: to hold weights in, those of the CLIP towers excepted.
+        param_dtype: to hold weights in, those of the CLIP towers excepted; None as `params` are.
         styled: with style images.
         impl: of the UNet's fused attentions.
+        params: shapes and types of all weights; None is float32.
+        parted: steps of each kind as a program of their own, to tell what each costs; else all
+            steps as the one program that generation compiles.
     """
     nets = networks(config, jnp.dtype(dtype), impl=impl)
     schedule = make_schedule(config.schedule)
-    params = _abstract(config, param_dtype)
+    params = _held(parameter_shapes(config) if params is None else params, param_dtype)
     unet, adapter, vae, text_encoder, image_encoder = (
         weights.select(params, f"^{part}/")
         for part in ("unet", "adapter", "vae", "text_encoder", "image_encoder")
@@ -140,6 +145,8 @@ def generation(
         ("step", float(whole), "all"),
         ("step of the outermost blocks", float(sampling.plan.steps - whole), "outermost"),
     ]
+    if not parted:
+        kinds = [("steps", 1.0, "planned")]
     for name, times, blocks in kinds:
         if not times:
             continue
@@ -227,11 +234,11 @@ def _batch(experiment: Experiment, config: ModelConfig, rows: int, frames: int) 
     }
 
 
-def _abstract(config: ModelConfig, dtype: DTypeLike) -> Params:
-    """Returns the parameters as they are held: the CLIP towers in float32."""
+def _held(params: Params, dtype: DTypeLike | None) -> Params:
+    """Returns abstract parameters in the type that they are held in; of CLIP towers their own."""
     return {
-        name: jax.ShapeDtypeStruct(
-            value.shape, jnp.float32 if part_of(name).endswith("_encoder") else jnp.dtype(dtype)
-        )
-        for name, value in parameter_shapes(config).items()
+        name: value
+        if dtype is None or part_of(name).endswith("_encoder")
+        else jax.ShapeDtypeStruct(value.shape, jnp.dtype(dtype))
+        for name, value in params.items()
     }
