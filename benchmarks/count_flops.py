@@ -52,7 +52,7 @@ def main() -> None:
     found = {}
     for name, options in (("exact", Options()), ("fast", Options(fast=True))):
         task = generation(config, options.resolved(config))
-        found[name] = sum(flops(p.jitted, *p.args) * p.times for p in task.programs)
+        found[name] = task.flops
         if name == "exact":
             parts = breakdown(config, next(p for p in task.programs if p.name == "step"))
     found["released"] = released = released_flops(config)
@@ -93,7 +93,7 @@ def breakdown(config: ModelConfig, step: Program) -> dict[str, float]:
             return "temporal attention"
         return "spatial self-attention" if "/attn1" in path else "dual cross-attention"
 
-    works = by_scope(step.jitted.trace(*step.args).jaxpr.jaxpr, label)
+    works = by_scope(step.traced().jaxpr.jaxpr, label)
     total = sum(work.flops for work in works.values())
     return {name: work.flops / total for name, work in sorted(works.items())}
 

@@ -16,7 +16,6 @@ share of that model's 50 steps.
 import argparse
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from stylecrafter_jax import embedded
@@ -25,7 +24,6 @@ from stylecrafter_jax.config import ModelConfig
 from stylecrafter_jax.generate import StyleCrafter
 from stylecrafter_jax.metrics.table import write_json
 from stylecrafter_jax.options import Options
-from stylecrafter_jax.plan.count import count
 from stylecrafter_jax.plan.tasks import generation
 from stylecrafter_jax.request import Request
 from stylecrafter_jax.world.held_out import cases, references
@@ -100,10 +98,7 @@ def models(model: StyleCrafter) -> dict[str, ModelConfig]:
 def flops(config: ModelConfig, settings) -> float:
     """Returns the operations of a sample; the model's 50 steps where `settings` is empty."""
     options = Options(**({"sampler": "ddim", "steps": 50} | settings)).resolved(config)
-    programs = generation(config, options).programs
-    return sum(
-        count(jax.jit(p.jitted).trace(*p.args).jaxpr.jaxpr).flops * p.times for p in programs
-    )
+    return generation(config, options).flops
 
 
 if __name__ == "__main__":

@@ -112,11 +112,10 @@ def run_torch(shape: tuple[int, int, int], runs: int) -> dict[str, Any]:
         for name, buffer in model.named_buffers():
             assert name.endswith("pe"), name
             buffer.zero_()
-        return {**timed(lambda: model(x, t, text).sample.numpy(), runs), "flops": _total(counter)}
-
-
-def _total(counter) -> int:
-    return counter.get_total_flops()
+        return {
+            **timed(lambda: model(x, t, text).sample.numpy(), runs),
+            "flops": counter.get_total_flops(),
+        }
 
 
 def run_jax(shape: tuple[int, int, int], runs: int) -> dict[str, Any]:

@@ -246,9 +246,11 @@ class StyleCrafter:
         given = self.programs.run(
             ("prepare", options.guidance), sampling.prepare, unet, condition, sampling.steps, fps
         )
-        args, carry = (unet, given, keys), sampling.begin(unet, given, x)
-        last = sampling.plan.steps
-        key = ("sample", options.program_key(), start is None)
+        args, last = (unet, given, keys), sampling.plan.steps
+        which = (options.program_key(), start is None)
+        # It traces the UNet to know what a step remembers: once, as a program.
+        carry = self.programs.run(("begin", *which), sampling.begin, unet, given, x)
+        key = ("sample", *which)
         limits = (np.int32(0), np.int32(last))
         program = self.programs.get(key, sampling.advance, *args, carry, *limits, donate=(CARRY,))
         if progress is None:

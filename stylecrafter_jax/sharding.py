@@ -1,16 +1,18 @@
 """Meshes of devices, and where batches and weights lie on them."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from stylecrafter_jax.kernels.sharded import BATCH_AXES
 
 # Smaller arrays are held whole on every device: gathering them costs more than they weigh.
 SMALLEST_SPLIT = 2**16
+# How an argument lies on a mesh: its rows split, as weights, or whole on every device.
+Layout = Literal["rows", "weights", "whole"]
 
 
 def make_mesh(devices: np.ndarray, *, fsdp: int = 1) -> Mesh:
@@ -42,6 +44,15 @@ def weight_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
 
 
-def weight_shardings(mesh: Mesh, tree: Any) -> Any:
-    """Returns a tree of shardings for a tree of weights."""
-    return jax.tree.map(lambda x: weight_sharding(mesh, x.shape), tree)
+def placed(tree: Any, layout: Layout, mesh: Mesh) -> Any:
+    """Returns abstract arrays that lie on a mesh, for a tree of arrays, abstract or not."""
+    if mesh.size == 1:
+        where = SingleDeviceSharding(mesh.devices.flat[0])
+    else:
+        where = batch_sharding(mesh) if layout == "rows" else NamedSharding(mesh, PartitionSpec())
+
+    def place(x):
+        own = weight_sharding(mesh, x.shape) if layout == "weights" else where
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own)
+
+    return jax.tree.map(place, tree)

@@ -22,6 +22,7 @@ from stylecrafter_jax.commands.convert import read_model
 from stylecrafter_jax.commands.generate import make_options
 from stylecrafter_jax.config import ConfigError, ModelConfig
 from stylecrafter_jax.files import write_text
+from stylecrafter_jax.generate import default_dtype
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.plan.chips import chip_here
 from stylecrafter_jax.plan.tasks import Program, Task, generation, training
@@ -74,7 +75,7 @@ def _sides(args: argparse.Namespace) -> list[tuple[str, argparse.Namespace]]:
 
 def _programs(args: argparse.Namespace) -> list[Program]:
     """Returns the programs of one side."""
-    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = args.dtype or default_dtype()
     config = _model(args)
     if args.what == "train":
         if args.config is None or args.config.suffix == ".json":

@@ -1,22 +1,21 @@
 """`stylecrafter compile`: the programs of `generate`, kept on disk before they are used."""
 
 import argparse
+import contextlib
 import sys
 import time
-from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
 from stylecrafter_jax import embedded
 from stylecrafter_jax.checkpoints.bundle import load_bundle
 from stylecrafter_jax.commands.generate import make_options
 from stylecrafter_jax.generate import default_dtype
 from stylecrafter_jax.models.networks import parameter_shapes
-from stylecrafter_jax.plan.tasks import Program, generation
+from stylecrafter_jax.plan.tasks import generation
 from stylecrafter_jax.plan.topology import devices, parse
 from stylecrafter_jax.programs import keep_on_disk
+from stylecrafter_jax.sharding import make_mesh
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,8 +23,8 @@ def run(args: argparse.Namespace) -> int:
     folder = keep_on_disk()
     config, params = load_bundle(args.bundle or embedded.BUNDLE, expected=parameter_shapes)
     shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in params.items()}
-    device = None if args.topology is None else devices(parse(args.topology))[0]
-    usual = default_dtype() if device is None else "bfloat16"
+    mesh = None if args.topology is None else make_mesh(devices(parse(args.topology))[:1])
+    usual = default_dtype() if mesh is None else "bfloat16"
     task = generation(
         config,
         make_options(args, config),
@@ -38,23 +37,11 @@ def run(args: argparse.Namespace) -> int:
     )
     for program in task.programs:
         begun = time.perf_counter()
-        _compile(program, device)
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            program.traced(mesh).lower().compile()
         print(f"{program.name}: {time.perf_counter() - begun:.1f} s", flush=True)
     if folder is None:
         print("nothing is kept: the cache folder cannot be written", file=sys.stderr)
         return 1
     print(f"kept in {folder}")
     return 0
-
-
-def _compile(program: Program, device: Any) -> None:
-    """Compiles a program as `generate` would, here or for a device elsewhere."""
-    if device is None:
-        program.jitted.lower(*program.args).compile()
-        return
-    where = SingleDeviceSharding(device)
-    args = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), program.args
-    )
-    with jax.set_mesh(Mesh(np.array([device]), ("device",), axis_types=(AxisType.Auto,))):
-        program.jitted.lower(*args).compile()

@@ -13,6 +13,22 @@ def add_parser(commands) -> None:
     _add_bench(commands)
 
 
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    """Adds what decides the programs of generation."""
+    parser.add_argument("--no-style", action="store_true", help="generate without references")
+    parser.add_argument("--image", action="store_true", help="generate pictures")
+    add_size(parser)
+    add_sampling(parser)
+    add_speed(parser)
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
+    """Adds a run's config, which need not be given, or a model's."""
+    add = parser.add_argument
+    add("--config", type=Path, metavar="FILE", help="a run's Python file, or a model's JSON file")
+    add("--set", dest="settings", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
+
+
 def _add_plan(commands) -> None:
     parser = commands.add_parser(
         "plan",
@@ -24,8 +40,7 @@ def _add_plan(commands) -> None:
     add = parser.add_argument
     add("--topology", required=True, metavar="CHIP:SIZE", help="such as v5e:4x4, v5p:2x2x1, h200:8")
     add("--task", metavar="NAME", help="generate, stage1, stage2 (the config's; else generate)")
-    add("--config", type=Path, metavar="FILE", help="a run's Python file, or a model's JSON file")
-    add("--set", dest="settings", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
+    _add_experiment(parser)
     add("--bundle", type=Path, metavar="DIR", help="the model (the config's, the released one)")
     add("--mesh", metavar="AXES", help="such as data=4,fsdp=4 (every chip has all weights)")
     add("--price", type=float, metavar="X", help="of a chip for an hour")
@@ -36,12 +51,8 @@ def _add_plan(commands) -> None:
         action="store_true",
         help="compile as for a run: five times slower",
     )
-    add("--no-style", action="store_true", help="generate without style references")
-    add("--image", action="store_true", help="generate pictures")
     add("--quiet", action="store_true", help="nothing but warnings and errors on standard error")
-    add_size(parser)
-    add_sampling(parser)
-    add_speed(parser)
+    _add_generation(parser)
     parser.set_defaults(run=_plan)
 
 
@@ -54,11 +65,7 @@ def _add_compile(commands) -> None:
     add = parser.add_argument
     add("--bundle", type=Path, metavar="DIR", help="the model (the embedded demo model)")
     add("--topology", metavar="CHIP:1x1", help="for a TPU that is not here, such as v5e:1x1")
-    add("--no-style", action="store_true", help="programs without style references")
-    add("--image", action="store_true", help="programs that make pictures")
-    add_size(parser)
-    add_sampling(parser)
-    add_speed(parser)
+    _add_generation(parser)
     parser.set_defaults(run=_compile)
 
 
@@ -72,8 +79,7 @@ def _add_bench(commands) -> None:
     add = parser.add_argument
     add("what", choices=("unet", "sample", "train", "kernels", "decode", "import"))
     add("--full-size", action="store_true", help="the released model (the embedded demo model)")
-    add("--config", type=Path, metavar="FILE", help="a run's Python file, or a model's JSON file")
-    add("--set", dest="settings", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
+    _add_experiment(parser)
     add("--bundle", type=Path, metavar="DIR", help="take this model's sizes")
     add("--repeat", type=int, default=5, metavar="N", help="timed runs (5)")
     add("--compare", metavar="NAME=A,B", help="in turn, with one setting changed: impl=xla,pallas")
@@ -81,12 +87,8 @@ def _add_bench(commands) -> None:
     add("--gradients", action="store_true", help="kernels: forward and backward")
     add("--json", action="store_true", help="one JSON object")
     add("--out", type=Path, metavar="FILE", help="write it to a file as well")
-    add("--no-style", action="store_true", help="generate without style references")
-    add("--image", action="store_true", help="generate pictures")
     add("--quiet", action="store_true", help="nothing but warnings and errors on standard error")
-    add_size(parser)
-    add_sampling(parser)
-    add_speed(parser)
+    _add_generation(parser)
     parser.set_defaults(run=_bench)
 
 

@@ -8,10 +8,8 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
 PARAMETERS = plgpu.CompilerParams(num_warps=4, num_stages=2)
-FIRST, SECOND = (
-    np.int32(0),
-    np.int32(1),
-)  # of a pair; int is too little for masked loads, interpreted
+# Of a pair; an int of Python is too little for masked loads where they are interpreted.
+FIRST, SECOND = np.int32(0), np.int32(1)
 
 
 def by_head(x: Array, heads: int) -> Array:

@@ -37,28 +37,17 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 
 
-def _tpu(name, tflops, gib, bandwidth, links, sizes, device_kind) -> Chip:
+def _chip(name, kind, tflops, memory, bandwidth, links, device_kind, sizes=()) -> Chip:
+    """Returns a chip by the numbers of its data sheet: GiB of memory for TPUs, GB for GPUs."""
     return Chip(
         name=name,
-        kind="tpu",
+        kind=kind,
         flops=tflops * TERA,
-        hbm_bytes=gib * GIB,
+        hbm_bytes=memory * (GIB if kind == "tpu" else GB),
         hbm_bandwidth=bandwidth * GB,
         link_bandwidth=links * GB,
+        device_kind=device_kind,
         sizes=sizes,
-        device_kind=device_kind,
-    )
-
-
-def _gpu(name, tflops, gb, bandwidth, links, device_kind) -> Chip:
-    return Chip(
-        name=name,
-        kind="gpu",
-        flops=tflops * TERA,
-        hbm_bytes=gb * GB,
-        hbm_bandwidth=bandwidth * GB,
-        link_bandwidth=links * GB,
-        device_kind=device_kind,
     )
 
 
@@ -67,19 +56,19 @@ def _gpu(name, tflops, gb, bandwidth, links, device_kind) -> Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        _tpu("v4", 275, 32, 1228, 300, _CUBES, r"TPU v4$"),
-        _tpu("v5e", 197, 16, 819, 200, _FLAT, r"TPU (v5 lite|v5e)$"),
-        _tpu("v5p", 459, 95, 2765, 600, _CUBES, r"TPU (v5|v5p)$"),
-        _tpu("v6e", 918, 32, 1640, 448, _FLAT, r"TPU (v6 lite|v6e)$"),
-        _tpu("v7x", 2307, 192, 7380, 1200, _CUBES, r"TPU ?7x$"),
-        _gpu("a100-40", 312, 40, 1555, 600, r"A100.*40GB"),
-        _gpu("a100-80", 312, 80, 2039, 600, r"A100.*80GB"),
-        _gpu("h100", 989, 80, 3350, 900, r"H100"),
-        _gpu("h200", 989, 141, 4800, 900, r"H200"),
-        _gpu("b200", 2250, 180, 8000, 1800, r"B200"),
-        _gpu("l4", 121, 24, 300, 64, r"L4$"),
-        _gpu("l40s", 362, 48, 864, 64, r"L40S"),
-        _gpu("rtx4090", 165, 24, 1008, 64, r"RTX 4090$"),
+        _chip("v4", "tpu", 275, 32, 1228, 300, r"TPU v4$", _CUBES),
+        _chip("v5e", "tpu", 197, 16, 819, 200, r"TPU (v5 lite|v5e)$", _FLAT),
+        _chip("v5p", "tpu", 459, 95, 2765, 600, r"TPU (v5|v5p)$", _CUBES),
+        _chip("v6e", "tpu", 918, 32, 1640, 448, r"TPU (v6 lite|v6e)$", _FLAT),
+        _chip("v7x", "tpu", 2307, 192, 7380, 1200, r"TPU ?7x$", _CUBES),
+        _chip("a100-40", "gpu", 312, 40, 1555, 600, r"A100.*40GB"),
+        _chip("a100-80", "gpu", 312, 80, 2039, 600, r"A100.*80GB"),
+        _chip("h100", "gpu", 989, 80, 3350, 900, r"H100"),
+        _chip("h200", "gpu", 989, 141, 4800, 900, r"H200"),
+        _chip("b200", "gpu", 2250, 180, 8000, 1800, r"B200"),
+        _chip("l4", "gpu", 121, 24, 300, 64, r"L4$"),
+        _chip("l40s", "gpu", 362, 48, 864, 64, r"L40S"),
+        _chip("rtx4090", "gpu", 165, 24, 1008, 64, r"RTX 4090$"),
     )
 }
 

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh
 
+from stylecrafter_jax.plan.chips import GIB
 from stylecrafter_jax.plan.compiled import Figures, OutOfMemory, compile_figures
 from stylecrafter_jax.plan.count import Count, count
-from stylecrafter_jax.plan.tasks import Layout, Program, Task
+from stylecrafter_jax.plan.tasks import Program, Task
 from stylecrafter_jax.plan.topology import Topology, devices, parse
-from stylecrafter_jax.sharding import batch_sharding, make_mesh, weight_shardings
+from stylecrafter_jax.sharding import make_mesh
 
-GIB = 2.0**30
 # What a chip's own software keeps for itself of the memory on the data sheet: 16 GiB become 15.75.
 KEPT = 0.984
 
@@ -30,7 +30,7 @@ class Part:
         bytes: moved to and from memory, likewise.
         collectives: bytes of messages by kind, likewise.
         estimate: the compiler's seconds, likewise; None where it gave none.
-        peak: bytes of memory while it runs, without what else is held.
+        peak: bytes of memory while it runs, all weights that are held then among them.
         figures: the compiler's; None where nothing was compiled.
     """
 
@@ -53,7 +53,6 @@ class Plan:
         topology: see `topology`.
         fsdp: chips that share one copy of the weights.
         parts: see above.
-        held: bytes of weights on one chip that no program is given, such as those of other parts.
         wanted: bytes that the compiler could not place, where it gave up.
     """
 
@@ -61,7 +60,6 @@ class Plan:
     topology: Topology
     fsdp: int
     parts: list[Part]
-    held: float
     wanted: float | None = None
 
     @property
@@ -95,7 +93,7 @@ class Plan:
     @property
     def copies(self) -> int:
         """How many chips do the task each for itself; training shares one."""
-        return self.topology.count if self.task.name == "generate" else 1
+        return 1 if self.task.trains else self.topology.count
 
     def to_json(self, price: float | None) -> dict[str, Any]:
         """Returns everything as one JSON object; figures are per chip and per unit of the task."""
@@ -172,14 +170,11 @@ def make_plan(
         TopologyError: libtpu is missing or does not know the chip.
         ValueError: the batch or the chips cannot be split so.
     """
-    training = task.name != "generate"
     parts: list[Part] = []
-    wanted = None
-    chips = topology.count if training else 1
-    mesh = None
+    wanted = mesh = None
+    chips, fsdp = (topology.count, fsdp) if task.trains else (1, 1)
     if compiling and topology.chip.kind == "tpu":
-        found = devices(topology)
-        mesh = make_mesh(found if training else found[:1], fsdp=fsdp if training else 1)
+        mesh = make_mesh(devices(topology)[:chips], fsdp=fsdp)
     for program in task.programs:
         progress(program.name)
         if mesh is not None:
@@ -188,15 +183,14 @@ def make_plan(
                 continue
             except OutOfMemory as error:
                 wanted = max(wanted or 0.0, error.wanted or 1.001 * topology.chip.hbm_bytes)
-        work = _traced(program, mesh)[1]
-        shared = (sum(task.held.values()) + task.state) / (fsdp if training else 1)
+        work = count(program.traced().jaxpr.jaxpr)
+        shared = (sum(task.held.values()) + task.state) / fsdp
         parts.append(_counted(program, work.times(1 / chips), shared))
     return Plan(
         task=task,
         topology=topology,
-        fsdp=fsdp if training else 1,
+        fsdp=fsdp,
         parts=parts,
-        held=0.0,
         wanted=wanted,
     )
 
@@ -204,8 +198,8 @@ def make_plan(
 def _compiled(program: Program, task: Task, mesh: Mesh, options: dict[str, Any] | None) -> Part:
     """Returns a program's figures on a mesh; what else is held while it runs is in its peak."""
     with jax.set_mesh(mesh):
-        traced, work = _traced(program, mesh)
-        once = count(traced.jaxpr.jaxpr, loops=False)
+        traced = program.traced(mesh)
+        work, once = (count(traced.jaxpr.jaxpr, loops=loops) for loops in (True, False))
         figures = compile_figures(traced.lower(), options)
     turns = work.flops / once.flops if once.flops else 1.0
     times = program.times
@@ -225,7 +219,7 @@ def _compiled(program: Program, task: Task, mesh: Mesh, options: dict[str, Any] 
 
 def _elsewhere(program: Program, task: Task) -> float:
     """Returns the bytes of weights that are held while a program runs that is not given them."""
-    if task.name != "generate":
+    if task.trains:
         return 0.0
     given = {name.split("/")[0] for arg in program.args if isinstance(arg, dict) for name in arg}
     return float(sum(size for part, size in task.held.items() if part not in given))
@@ -245,32 +239,9 @@ def _counted(program: Program, work: Count, weights: float) -> Part:
     )
 
 
-def _traced(program: Program, mesh: Mesh | None) -> tuple[Any, Count]:
-    """Returns a program traced for a mesh, and its work over all devices."""
-    args = program.args
-    if mesh is not None:
-        args = tuple(_placed(a, k, mesh) for a, k in zip(args, program.layouts, strict=True))
-    traced = jax.jit(program.jitted).trace(*args) if mesh is None else program.jitted.trace(*args)
-    return traced, count(traced.jaxpr.jaxpr)
-
-
-def _placed(tree: Any, layout: Layout, mesh: Mesh) -> Any:
-    """Returns abstract arrays that lie on a mesh."""
-    if layout == "weights":
-        shardings = weight_shardings(mesh, tree)
-    else:
-        whole = NamedSharding(mesh, PartitionSpec())
-        chosen = batch_sharding(mesh) if layout == "rows" else whole
-        chosen = SingleDeviceSharding(mesh.devices.flat[0]) if mesh.size == 1 else chosen
-        shardings = jax.tree.map(lambda _: chosen, tree)
-    return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings
-    )
-
-
 def _several(task: Task) -> str:
     rows = f"{task.rows} {task.row}" + ("" if task.rows == 1 else "s")
-    return f"{rows} a {task.unit}" if task.name != "generate" else f"{rows} at a time"
+    return f"{rows} a {task.unit}" if task.trains else f"{rows} at a time"
 
 
 def smallest(plan: Plan) -> str | None:
@@ -283,7 +254,7 @@ def smallest(plan: Plan) -> str | None:
     chip, task = plan.topology.chip, plan.task
     if not figures:
         return None
-    if task.name == "generate":
+    if not task.trains:
         one = parse(f"{chip.name}:{chip.sizes[0]}")
         return f"{one.name}, one {task.row} or more at a time" if plan.fits else None
     code = max(f.code for f in figures)

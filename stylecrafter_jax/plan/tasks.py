@@ -4,11 +4,12 @@ No weights are read: a plan needs their shapes alone.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from stylecrafter_jax import params as weights
@@ -22,15 +23,14 @@ from stylecrafter_jax.models.networks import networks, parameter_shapes
 from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.options import Resolved
 from stylecrafter_jax.params import Params
+from stylecrafter_jax.plan.count import count
 from stylecrafter_jax.sampling import CARRY, latent_shape, make_sampling
+from stylecrafter_jax.sharding import Layout, placed
 from stylecrafter_jax.train.experiment import STAGES, Experiment
 from stylecrafter_jax.train.goals import make_loss
 from stylecrafter_jax.train.objective import EMPTY_TEXT
 from stylecrafter_jax.train.optimizer import make_optimizer
 from stylecrafter_jax.train.step import init_state, make_train_step
-
-# How an argument lies on a mesh: its rows split, as weights, or whole on every device.
-Layout = Literal["rows", "weights", "whole"]
 
 
 class Program(NamedTuple):
@@ -54,6 +54,13 @@ class Program(NamedTuple):
     donated: int | None = None
     kept: Callable[[Any], Any] = lambda result: result
 
+    def traced(self, mesh: Mesh | None = None) -> Any:
+        """Returns the program traced, for a mesh whose `jax.set_mesh` the caller is in."""
+        if mesh is None:
+            return self.jitted.trace(*self.args)
+        laid = zip(self.args, self.layouts, strict=True)
+        return self.jitted.trace(*(placed(arg, layout, mesh) for arg, layout in laid))
+
 
 class Task(NamedTuple):
     """What a user wants done.
@@ -75,6 +82,16 @@ class Task(NamedTuple):
     programs: list[Program]
     held: dict[str, int]
     state: int
+
+    @property
+    def trains(self) -> bool:
+        """Whether all chips do it together; else each does it for itself."""
+        return self.state > 0
+
+    @property
+    def flops(self) -> float:
+        """Operations of a unit over all devices, counted."""
+        return sum(count(p.traced().jaxpr.jaxpr).flops * p.times for p in self.programs)
 
 
 def generation(
@@ -158,9 +175,7 @@ def generation(
     chunk = min(options.decode_chunk, frames)
     z = jax.ShapeDtypeStruct((chunk, *x.shape[2:4], config.vae.embed_dim), jnp.float32)
     add("decoder", nets.vae_decode, vae, z, times=float(-(-frames // chunk)))
-    held: dict[str, int] = {}
-    for name, value in params.items():
-        held[part_of(name)] = held.get(part_of(name), 0) + value.size * value.dtype.itemsize
+    held = _bytes_by_part(params)
     if not styled:
         held = {part: n for part, n in held.items() if part not in ("adapter", "image_encoder")}
     row = "picture" if options.image else "video"
@@ -187,9 +202,7 @@ def training(experiment: Experiment, config: ModelConfig) -> Task:
         for name, value in shapes.items()
         if name not in trainable
     }
-    held: dict[str, int] = {}
-    for name, value in frozen.items():
-        held[part_of(name)] = held.get(part_of(name), 0) + value.size * value.dtype.itemsize
+    held = _bytes_by_part(frozen)
     width = config.unet.context_dim
     length = config.clip.text.context_length
     frozen[EMPTY_TEXT] = jax.ShapeDtypeStruct((1, length, width), jnp.float32)
@@ -232,6 +245,13 @@ def _batch(experiment: Experiment, config: ModelConfig, rows: int, frames: int) 
         "fps": of((rows,), jnp.float32),
         "drop_text": of((rows,), jnp.bool_),
     }
+
+
+def _bytes_by_part(params: Params) -> dict[str, int]:
+    held: dict[str, int] = {}
+    for name, value in params.items():
+        held[part_of(name)] = held.get(part_of(name), 0) + value.size * value.dtype.itemsize
+    return held
 
 
 def _held(params: Params, dtype: DTypeLike | None) -> Params:

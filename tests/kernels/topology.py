@@ -4,11 +4,10 @@ import importlib.util
 from collections.abc import Callable, Sequence
 
 import jax
-import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
 from stylecrafter_jax.plan.topology import devices, parse
+from stylecrafter_jax.sharding import make_mesh, placed
 
 
 def compiled_for(
@@ -17,11 +16,6 @@ def compiled_for(
     """Returns a program for one device of a topology, or skips the test where libtpu is absent."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed (the extra tpu), which compiles for TPUs")
-    device = devices(parse(topology))[0]
-    placed = [
-        jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=SingleDeviceSharding(device))
-        for kind in kinds
-    ]
-    mesh = Mesh(np.array([device]), ("x",), axis_types=(AxisType.Auto,))
+    mesh = make_mesh(devices(parse(topology))[:1])
     with jax.set_mesh(mesh):
-        return jax.jit(function).lower(*placed).compile()
+        return jax.jit(function).lower(*placed(tuple(kinds), "whole", mesh)).compile()

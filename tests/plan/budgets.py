@@ -14,7 +14,6 @@ from stylecrafter_jax.config import ModelConfig
 from stylecrafter_jax.data.transforms import Drop
 from stylecrafter_jax.options import Options
 from stylecrafter_jax.plan.compiled import QUICK, compile_figures
-from stylecrafter_jax.plan.count import count
 from stylecrafter_jax.plan.report import make_plan
 from stylecrafter_jax.plan.tasks import Task, generation, training
 from stylecrafter_jax.plan.topology import parse
@@ -46,9 +45,7 @@ def full_size() -> dict[str, float]:
     found = {}
     for name in ("exact", "fast"):
         options = Options(fast=name == "fast").resolved(ModelConfig())
-        programs = generation(ModelConfig(), options).programs
-        counts = [count(p.jitted.trace(*p.args).jaxpr.jaxpr).flops * p.times for p in programs]
-        found[name] = sum(counts)
+        found[name] = generation(ModelConfig(), options).flops
     return found
 
 
@@ -57,9 +54,7 @@ def measured(where: str) -> dict[str, dict[str, float]]:
     found = {}
     for task_name, task in tasks().items():
         if where == "cpu":
-            figures = {
-                p.name: compile_figures(p.jitted.lower(*p.args), None) for p in task.programs
-            }
+            figures = {p.name: compile_figures(p.traced().lower(), None) for p in task.programs}
         else:
             plan = make_plan(task, parse(where), compiler_options=QUICK)
             figures = {part.name: part.figures for part in plan.parts}
