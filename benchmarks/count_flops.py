@@ -10,7 +10,6 @@ code). Counted are matrix products and convolutions of the traced programs, loop
 run and without taps that fall on padding: by the same counter, on the same networks.
 """
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from stylecrafter_jax.config import ModelConfig
 from stylecrafter_jax.metrics.table import write_json
 from stylecrafter_jax.models import layers, vae_image
 from stylecrafter_jax.models.networks import networks, parameter_shapes
-from stylecrafter_jax.models.unet_video import unet_plan
 from stylecrafter_jax.options import Options
 from stylecrafter_jax.plan.count import by_scope, count
+from stylecrafter_jax.plan.parts import part_label
 from stylecrafter_jax.plan.tasks import Program, generation
 
 OUT = Path(__file__).parent / "results" / "flops.json"
@@ -76,24 +75,7 @@ def flops(function, *args) -> float:
 
 def breakdown(config: ModelConfig, step: Program) -> dict[str, float]:
     """Returns the share of a step's operations by what they are for."""
-    kinds = {layer.name: layer.kind for layer in unet_plan(config.unet).layers}
-
-    def label(path: str) -> str:
-        found = re.search(
-            r"((?:input|output)_blocks\.\d+\.\d+|middle_block\.\d+|init_attn\.0)", path
-        )
-        kind = kinds.get(found[1], "temporal") if found else "conv"
-        if kind not in ("spatial", "temporal"):
-            return "convolutions"
-        if "/ff/" in path:
-            return "feed-forward"
-        if "/attn" not in path:
-            return "transformers' in and out"
-        if kind == "temporal":
-            return "temporal attention"
-        return "spatial self-attention" if "/attn1" in path else "dual cross-attention"
-
-    works = by_scope(step.traced().jaxpr.jaxpr, label)
+    works = by_scope(step.traced().jaxpr.jaxpr, part_label(config.unet))
     total = sum(work.flops for work in works.values())
     return {name: work.flops / total for name, work in sorted(works.items())}
 

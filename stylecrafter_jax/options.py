@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from stylecrafter_jax.config import ModelConfig, SamplingConfig
 from stylecrafter_jax.diffusion.guidance import Guidance
@@ -11,6 +12,9 @@ from stylecrafter_jax.diffusion.samplers import SAMPLERS
 LAST_SEED = 2**32 - 1
 # A third of the released order's operations; what it costs: docs/performance.md.
 FAST = {"sampler": "dpmsolver++", "steps": 25, "cache_interval": 2, "cache_blocks": 2}
+# Of samplers that need fewer than DDIM: with 25 they are half as far from many steps of their own
+# as DDIM is with 50, under three-way guidance (docs/performance.md).
+FEWER_STEPS = {"dpmsolver++": 25, "unipc": 25}
 
 
 def usual_guidance(config: SamplingConfig, *, image: bool) -> Guidance:
@@ -35,7 +39,8 @@ class Options:
         frames: length of the video, at most what the model was trained with.
         fps: frames per second the video is played at.
         condition_fps: frames per second that the model is told, if it has `fps_cond`.
-        steps: sampling steps.
+        steps: sampling steps; None is `FEWER_STEPS` for a sampler that has them there and is not
+            the model's own.
         sampler: one of `SAMPLERS`.
         eta: share of fresh noise, for samplers that take one; None is 1 for DDIM, as in the
             released scripts, and the sampler's own for others.
@@ -82,10 +87,12 @@ class Options:
             ValueError: a size, length, sampler or number is not possible; names it.
         """
         size = config.size
-        own = {"sampler": config.sampling.sampler, "steps": config.sampling.steps}
+        own: dict[str, Any] = {"sampler": config.sampling.sampler, "steps": config.sampling.steps}
         own |= {"cache_interval": 1, "cache_blocks": 1} | (FAST if self.fast else {})
         own["cache_blocks"] = min(own["cache_blocks"], most_cache_blocks(config))
         sampler = own["sampler"] if self.sampler is None else self.sampler
+        if sampler != own["sampler"]:
+            own["steps"] = min(own["steps"], FEWER_STEPS.get(sampler, own["steps"]))
         usual = {
             "height": size.image_height if self.image else size.height,
             "width": size.image_width if self.image else size.width,

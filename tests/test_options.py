@@ -36,6 +36,19 @@ def test_a_model_has_its_own_steps_sampler_and_guidance(tiny_config):
     assert Options(steps=3, sampler="ddim").resolved(config).sampler == "ddim"
 
 
+def test_a_sampler_that_needs_fewer_steps_takes_fewer_unless_told(tiny_config):
+    def steps(**given):
+        return Options(**given).resolved(tiny_config).steps
+
+    assert steps() == steps(sampler="ddim") == steps(sampler="euler") == 50
+    assert steps(sampler="dpmsolver++") == steps(sampler="unipc") == 25
+    assert steps(sampler="unipc", steps=40) == 40
+    assert steps(fast=True, sampler="ddim") == FAST["steps"]
+    sampling = dataclasses.replace(tiny_config.sampling, steps=9, sampler="unipc")
+    few = dataclasses.replace(tiny_config, sampling=sampling)
+    assert {Options(sampler=name).resolved(few).steps for name in ("ddim", "dpmsolver++")} == {9}
+
+
 def test_resolving_again_changes_nothing(tiny_config):
     for options in (Options(), Options(image=True, sampler="unipc", steps=7, seed=9)):
         once = options.resolved(tiny_config)

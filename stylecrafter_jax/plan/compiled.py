@@ -2,20 +2,26 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-# Effort below this skips searches that take four fifths of the compiler's time for TPU.
-QUICK = {"exec_time_optimization_effort": -0.5}
+# Without the searches that take nine tenths of the compiler's time for TPU; memory stays as it is.
+QUICK = {"exec_time_optimization_effort": -1.0}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}
 WIDTHS |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
+_FAST_MEMORY = "S(1)"  # in an array's layout: it lies on the chip
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (.+?) [\w\-]+\((.*?)\)(?:, |$)")
+_NAME = re.compile(r"%([\w.\-]+)")
 _COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(")
 _WHILE = re.compile(r"\bwhile\(.*?body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_OPERATION = re.compile(r'op_name="([^"]*)"')
 _USED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 
 
@@ -40,6 +46,9 @@ class Figures:
         bytes_accessed: bytes to and from memory, counted likewise.
         collectives: bytes of results of each kind of message; loops of known length in full.
         estimate: the compiler's own estimate of seconds, likewise for one turn of loops; or None.
+        cycles: the cycles that it expects by what they are for, which are more than the estimate
+            allows for; loops of known length in full. Compilers for TPU tell them.
+        moved: bytes of operands and results in HBM of what takes cycles, by what it is for.
     """
 
     arguments: int
@@ -50,6 +59,8 @@ class Figures:
     bytes_accessed: float
     collectives: dict[str, float]
     estimate: float | None
+    cycles: dict[str, float]
+    moved: dict[str, float]
 
     @property
     def peak(self) -> int:
@@ -57,12 +68,15 @@ class Figures:
         return self.arguments + self.results + self.temporary + self.code
 
 
-def compile_figures(lowered: Any, options: dict[str, Any] | None) -> Figures:
+def compile_figures(
+    lowered: Any, options: dict[str, Any] | None, label: Callable[[str], str] = lambda path: "all"
+) -> Figures:
     """Returns the figures of a lowered program.
 
     Args:
         lowered: what `jax.jit(f).lower(...)` returns.
         options: what the compiler is told.
+        label: what an operation is for, by the names of the modules it is done in.
 
     Raises:
         OutOfMemory: the compiler found that it cannot fit.
@@ -79,6 +93,7 @@ def compile_figures(lowered: Any, options: dict[str, Any] | None) -> Figures:
         wanted, given = (float(used[i]) * unit[used[i + 1]] for i in (1, 3))
         raise OutOfMemory(wanted, given) from error
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    text = compiled.as_text()
     return Figures(
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -86,8 +101,10 @@ def compile_figures(lowered: Any, options: dict[str, Any] | None) -> Figures:
         code=memory.generated_code_size_in_bytes,
         flops=float(cost.get("flops", 0.0)),
         bytes_accessed=float(cost.get("bytes accessed", 0.0)),
-        collectives=collective_bytes(compiled.as_text()),
+        collectives=collective_bytes(text),
         estimate=_seconds(cost),
+        cycles=cycles_by_label(text, label),
+        moved=bytes_by_label(text, label),
     )
 
 
@@ -107,6 +124,58 @@ def collective_bytes(text: str) -> dict[str, float]:
     Args:
         text: an optimised program, as `compiled.as_text()` writes it.
     """
+
+    def measure(line: str) -> tuple[str, float] | None:
+        message = _COLLECTIVE.search(line)
+        return message and (message[2], _size(message[1], last=bool(message[3])))
+
+    return _total(text, measure)
+
+
+def cycles_by_label(text: str, label: Callable[[str], str]) -> dict[str, float]:
+    """Returns the cycles that the compiler expects, by what `label` makes of operations' names."""
+
+    def measure(line: str) -> tuple[str, float] | None:
+        cycles = _CYCLES.search(line)
+        return cycles and (_labelled(line, label), float(cycles[1]))
+
+    return _total(text, measure)
+
+
+def bytes_by_label(text: str, label: Callable[[str], str]) -> dict[str, float]:
+    """Returns the bytes to and from HBM, by what `label` makes of operations' names.
+
+    They are those of operands and results of every instruction whose cycles are told. A slice of a
+    large array counts as the whole of it.
+    """
+    sizes: dict[str, float] = {}
+
+    def measure(line: str) -> tuple[str, float] | None:
+        instruction = _INSTRUCTION.match(line)
+        if instruction is None:
+            return None
+        name, shape, operands = instruction.groups()
+        sizes[name] = _size(shape, slow=True)
+        if not _CYCLES.search(line):
+            return None
+        read = sum(sizes.get(operand, 0.0) for operand in _NAME.findall(operands))
+        return _labelled(line, label), sizes[name] + read
+
+    return _total(text, measure)
+
+
+def _labelled(line: str, label: Callable[[str], str]) -> str:
+    name = _OPERATION.search(line)
+    return label(name[1] if name else "")
+
+
+def _total(text: str, measure: Callable[[str], tuple[str, float] | None]) -> dict[str, float]:
+    """Returns sums by kind over an optimised program; loops of known length count in full.
+
+    Args:
+        text: the program.
+        measure: of an instruction, what counts: (kind, amount); or None.
+    """
     found: dict[str, dict[str, float]] = {}
     calls: dict[str, list[tuple[str, float]]] = {}
     current = entry = ""
@@ -119,11 +188,10 @@ def collective_bytes(text: str) -> dict[str, float]:
             continue
         if not current:
             continue
-        message = _COLLECTIVE.search(line)
-        if message:
-            kind, started = message[2], message[3]
-            size = _size(message[1], last=bool(started))
-            found[current][kind] = found[current].get(kind, 0.0) + size
+        counted = measure(line)
+        if counted:
+            kind, amount = counted
+            found[current][kind] = found[current].get(kind, 0.0) + amount
         loop = _WHILE.search(line)
         if loop:
             trips = _TRIPS.search(line)
@@ -132,8 +200,8 @@ def collective_bytes(text: str) -> dict[str, float]:
     total: dict[str, float] = {}
 
     def add(name: str, times: float) -> None:
-        for kind, size in found.get(name, {}).items():
-            total[kind] = total.get(kind, 0.0) + times * size
+        for kind, amount in found.get(name, {}).items():
+            total[kind] = total.get(kind, 0.0) + times * amount
         for inner, more in calls.get(name, []):
             add(inner, times * more)
 
@@ -141,16 +209,22 @@ def collective_bytes(text: str) -> dict[str, float]:
     return total
 
 
-def _size(shape: str, *, last: bool) -> float:
-    """Returns the bytes of a shape; of a started message those of the result, its last half."""
+def _size(shape: str, *, last: bool = False, slow: bool = False) -> float:
+    """Returns the bytes of a shape.
+
+    Args:
+        shape: of one array, or of several.
+        last: of a started message, those of the result, which is its last half.
+        slow: leave out what does not lie in HBM.
+    """
     sizes = []
-    for kind, sides in _ARRAY.findall(shape):
-        if kind not in WIDTHS:
+    for kind, sides, layout in _ARRAY.findall(shape):
+        if kind not in WIDTHS or (slow and _FAST_MEMORY in layout):
             continue
         size = float(WIDTHS[kind])
         for side in sides.split(",") if sides else ():
             size *= int(side)
         sizes.append(size)
     if last and len(sizes) > 1:
-        return sum(sizes[len(sizes) // 2 :])
-    return sum(sizes)
+        sizes = sizes[len(sizes) // 2 :]
+    return float(sum(sizes))

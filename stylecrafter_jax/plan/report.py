@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from stylecrafter_jax.plan.chips import GIB
 from stylecrafter_jax.plan.compiled import Figures, OutOfMemory, compile_figures
-from stylecrafter_jax.plan.count import Count, count
+from stylecrafter_jax.plan.count import by_scope, count
 from stylecrafter_jax.plan.tasks import Program, Task
 from stylecrafter_jax.plan.topology import Topology, devices, parse
 from stylecrafter_jax.sharding import make_mesh
@@ -32,6 +32,7 @@ class Part:
         estimate: the compiler's seconds, likewise; None where it gave none.
         peak: bytes of memory while it runs, all weights that are held then among them.
         figures: the compiler's; None where nothing was compiled.
+        flops_by_part: operations, all runs together, by what they are for.
     """
 
     name: str
@@ -42,6 +43,17 @@ class Part:
     estimate: float | None
     peak: float
     figures: Figures | None
+    flops_by_part: dict[str, float]
+
+    @property
+    def cycles_by_part(self) -> dict[str, float]:
+        """The compiler's cycles, all runs together; {} where it tells none."""
+        return _scaled({} if self.figures is None else self.figures.cycles, self.times)
+
+    @property
+    def bytes_by_part(self) -> dict[str, float]:
+        """What moves to and from HBM meanwhile."""
+        return _scaled({} if self.figures is None else self.figures.moved, self.times)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,10 +110,7 @@ class Plan:
     def to_json(self, price: float | None) -> dict[str, Any]:
         """Returns everything as one JSON object; figures are per chip and per unit of the task."""
         chip, flops = self.topology.chip, sum(part.flops for part in self.parts)
-        collectives: dict[str, float] = {}
-        for part in self.parts:
-            for kind, size in part.collectives.items():
-                collectives[kind] = collectives.get(kind, 0.0) + size
+        collectives = _summed(part.collectives for part in self.parts)
         estimates = [part.estimate for part in self.parts if part.estimate is not None]
         return {
             "task": self.task.name,
@@ -124,6 +133,9 @@ class Plan:
             "compiler_seconds": sum(estimates) if len(estimates) == len(self.parts) else None,
             "roofline_seconds": self.seconds,
             "mfu_bound": flops / chip.flops / self.seconds,
+            "flops_by_part": _summed(part.flops_by_part for part in self.parts),
+            "cycles_by_part": _summed(part.cycles_by_part for part in self.parts),
+            "bytes_by_part": _summed(part.bytes_by_part for part in self.parts),
             f"{self.task.row}s_per_hour": self.rows_per_hour,
             f"price_per_1000_{self.task.row}s": (
                 None if price is None else 1000 * price * self.topology.count / self.rows_per_hour
@@ -183,9 +195,8 @@ def make_plan(
                 continue
             except OutOfMemory as error:
                 wanted = max(wanted or 0.0, error.wanted or 1.001 * topology.chip.hbm_bytes)
-        work = count(program.traced().jaxpr.jaxpr)
         shared = (sum(task.held.values()) + task.state) / fsdp
-        parts.append(_counted(program, work.times(1 / chips), shared))
+        parts.append(_counted(program, task, chips, shared))
     return Plan(
         task=task,
         topology=topology,
@@ -200,7 +211,7 @@ def _compiled(program: Program, task: Task, mesh: Mesh, options: dict[str, Any] 
     with jax.set_mesh(mesh):
         traced = program.traced(mesh)
         work, once = (count(traced.jaxpr.jaxpr, loops=loops) for loops in (True, False))
-        figures = compile_figures(traced.lower(), options)
+        figures = compile_figures(traced.lower(), options, task.label)
     turns = work.flops / once.flops if once.flops else 1.0
     times = program.times
     # A kernel that does not say what it costs is in the count alone.
@@ -214,7 +225,26 @@ def _compiled(program: Program, task: Task, mesh: Mesh, options: dict[str, Any] 
         estimate=None if figures.estimate is None else times * turns * figures.estimate,
         peak=figures.peak + _elsewhere(program, task),
         figures=figures,
+        flops_by_part=_by_part(traced, task, times / mesh.size),
     )
+
+
+def _by_part(traced: Any, task: Task, times: float) -> dict[str, float]:
+    works = by_scope(traced.jaxpr.jaxpr, task.label)
+    return _scaled({name: work.flops for name, work in works.items()}, times)
+
+
+def _scaled(amounts: dict[str, float], times: float) -> dict[str, float]:
+    return {name: times * amount for name, amount in amounts.items()}
+
+
+def _summed(amounts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Returns the sums by kind, the largest first."""
+    total: dict[str, float] = {}
+    for each in amounts:
+        for kind, amount in each.items():
+            total[kind] = total.get(kind, 0.0) + amount
+    return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 
 def _elsewhere(program: Program, task: Task) -> float:
@@ -225,8 +255,9 @@ def _elsewhere(program: Program, task: Task) -> float:
     return float(sum(size for part, size in task.held.items() if part not in given))
 
 
-def _counted(program: Program, work: Count, weights: float) -> Part:
-    times = program.times
+def _counted(program: Program, task: Task, chips: int, weights: float) -> Part:
+    times, traced = program.times, program.traced()
+    work = count(traced.jaxpr.jaxpr).times(1 / chips)
     return Part(
         name=program.name,
         times=times,
@@ -236,12 +267,25 @@ def _counted(program: Program, work: Count, weights: float) -> Part:
         estimate=None,
         peak=weights,
         figures=None,
+        flops_by_part=_by_part(traced, task, times / chips),
     )
 
 
 def _several(task: Task) -> str:
     rows = f"{task.rows} {task.row}" + ("" if task.rows == 1 else "s")
     return f"{rows} a {task.unit}" if task.trains else f"{rows} at a time"
+
+
+def _shares(values: dict[str, Any]) -> list[str]:
+    """Returns the lines of what operations, and the compiler's cycles and bytes, are for."""
+    columns = {"operations": "flops", "cycles": "cycles", "bytes": "bytes"}
+    found = {title: values[f"{name}_by_part"] for title, name in columns.items()}
+    found = {title: amounts for title, amounts in found.items() if amounts}
+    lines = [f"    {'share of':30}" + "".join(f" {title:>10}" for title in found)]
+    for name in found.get("cycles") or found["operations"]:
+        shares = (amounts.get(name, 0.0) / sum(amounts.values()) for amounts in found.values())
+        lines.append(f"    {name:30}" + "".join(f" {share:10.1%}" for share in shares))
+    return lines
 
 
 def smallest(plan: Plan) -> str | None:
@@ -302,6 +346,7 @@ def table(plan: Plan, price: float | None) -> list[str]:
             f"{part.bytes / 1e9:9.1f} {sum(part.collectives.values()) / 1e9:8.2f} "
             f"{bounds[slowest]:10.3f} {slowest}"
         )
+    lines += _shares(values)
     lines.append(
         f"  at the roofline    {plan.seconds:9.3f} s, {100 * values['mfu_bound']:.0f} % of the "
         f"chip's operations; {plan.rows_per_hour:.0f} {plan.task.row}s an hour"

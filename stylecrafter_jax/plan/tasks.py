@@ -24,6 +24,7 @@ from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.options import Resolved
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.plan.count import count
+from stylecrafter_jax.plan.parts import part_label
 from stylecrafter_jax.sampling import CARRY, latent_shape, make_sampling
 from stylecrafter_jax.sharding import Layout, placed
 from stylecrafter_jax.train.experiment import STAGES, Experiment
@@ -73,6 +74,7 @@ class Task(NamedTuple):
         programs: see above.
         held: bytes of weights by part, held on a device while the programs run, before sharding.
         state: bytes of what training updates: weights, their average, the optimizer's.
+        label: what an operation is for; see `parts`.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Task(NamedTuple):
     programs: list[Program]
     held: dict[str, int]
     state: int
+    label: Callable[[str], str]
 
     @property
     def trains(self) -> bool:
@@ -179,7 +182,7 @@ def generation(
     if not styled:
         held = {part: n for part, n in held.items() if part not in ("adapter", "image_encoder")}
     row = "picture" if options.image else "video"
-    return Task("generate", "pass", batch, row, programs, held, 0)
+    return Task("generate", "pass", batch, row, programs, held, 0, part_label(config.unet))
 
 
 def training(experiment: Experiment, config: ModelConfig) -> Task:
@@ -228,7 +231,8 @@ def training(experiment: Experiment, config: ModelConfig) -> Task:
         programs.append(Program(name, step, args, layouts, times, 0, lambda result: result[0]))
         rows += times * batch
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    return Task(experiment.stage, "step", round(rows), "example", programs, held, size)
+    label = part_label(config.unet)
+    return Task(experiment.stage, "step", round(rows), "example", programs, held, size, label)
 
 
 def _batch(experiment: Experiment, config: ModelConfig, rows: int, frames: int) -> Params:

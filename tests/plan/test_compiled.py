@@ -3,7 +3,12 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from stylecrafter_jax.plan.compiled import collective_bytes, compile_figures
+from stylecrafter_jax.plan.compiled import (
+    bytes_by_label,
+    collective_bytes,
+    compile_figures,
+    cycles_by_label,
+)
 
 
 @pytest.fixture
@@ -68,3 +73,31 @@ ENTRY %main (a: f32[4,8]) -> f32[32,8] {
         "all-gather": 3 * 32 * 8 * 4,
         "all-reduce": 32,
     }
+
+
+def test_cycles_and_bytes_of_a_loop_count_in_every_turn_by_what_they_are_for():
+    text = """HloModule m
+
+%fused (p: bf16[4,8]) -> bf16[4,8] {
+  %inner = bf16[4,8]{1,0} add(%p, %p), metadata={op_name="net/a/add"}
+}
+
+%body (p: (bf16[4,8], s32[])) -> (bf16[4,8], s32[]) {
+  %x = bf16[4,8]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=0
+  %near = bf16[4,8]{1,0:T(8,128)(2,1)S(1)} fusion(%x), calls=%fused, metadata={op_name="net/a/mul"}, backend_config={"estimated_cycles":"70"}
+  %far = f32[4,8]{1,0:T(8,128)} fusion(%near, %x), calls=%fused, metadata={op_name="net/b/dot"}, backend_config={"estimated_cycles":"100"}
+}
+
+ENTRY %main (a: f32[4,8]) -> f32[4,8] {
+  %w = (bf16[4,8], s32[]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %r = f32[4,8]{1,0} copy(%y), backend_config={"estimated_cycles":"5"}
+}
+"""  # noqa: E501 - as the compiler writes it
+
+    def label(path):
+        return path.split("/")[1] if path else "none"
+
+    assert cycles_by_label(text, label) == {"a": 3 * 70, "b": 3 * 100, "none": 5}
+    small, large = 4 * 8 * 2, 4 * 8 * 4
+    # What lies on the chip does not move; what is not in the text is not known.
+    assert bytes_by_label(text, label) == {"a": 3 * small, "b": 3 * (small + large), "none": large}
