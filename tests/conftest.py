@@ -5,7 +5,10 @@ import os
 import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Eight devices; and less optimised code, which takes a third less time to compile.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 # Every test compiles for itself, and leaves the user's cache alone.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 

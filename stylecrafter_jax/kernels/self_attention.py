@@ -14,13 +14,13 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
 from jaxtyping import Array, Bool, Float
 
+from stylecrafter_jax.kernels import cache
 from stylecrafter_jax.kernels.dispatch import multiplied, target
 from stylecrafter_jax.kernels.sharded import over_rows, uneven
 
 SelfImplementation = Literal["xla", "splash", "cudnn"]
 # Logits of more bytes than this are not held at once: rows of the batch are attended in groups.
 LOGITS_BYTES = 512 * 2**20
-CACHE_BYTES = 16 * 2**20  # on CPU, logits at a time
 # From here on a flash attention moves fewer bytes: of 48 rows of 640 tokens and 10 heads, compiled
 # for v5e, 0.6 GB instead of 2.2 GB. At 160 tokens there is nothing to win.
 LONG = 512
@@ -83,7 +83,7 @@ def _xla(q, k, v, mask) -> Array:
     q, k, v = (x.astype(multiplied(dtype)) for x in (q, k, v))
     if mask is not None:
         mask = mask[:, None]
-    elif target() == "cpu" and 4 * b * m * n * k.shape[1] > CACHE_BYTES:
+    elif target() == "cpu" and 4 * b * m * n * k.shape[1] > cache.CACHE_BYTES:
         return _in_cache(q, k, v).astype(dtype)
     row_bytes = 4 * m * n * k.shape[1]
     if b > 1 and mask is None and b * row_bytes > LOGITS_BYTES:
@@ -101,34 +101,27 @@ def _in_cache(q: Array, k: Array, v: Array) -> Array:
 
     Of 2,560 tokens and 5 heads it takes a quarter of the time of all logits at once, on 2 cores.
     """
-    b, n, m, e = q.shape
-    q, k, v = (rearrange(x, "b n m e -> b m n e") for x in (q * e**-0.5, k, v))
-    if 4 * m * n * k.shape[2] > CACHE_BYTES:  # a head at a time
+    (b, n, m, e), keys = q.shape, k.shape[1]
+    q, k, v = (rearrange(x, "b n m e -> b m n e") for x in (q, k, v))
+    if 4 * m * n * keys > cache.CACHE_BYTES:  # a head at a time
         q, k, v = (rearrange(x, "b m n e -> (b m) 1 n e") for x in (q, k, v))
-    parts = next(p for p in range(1, n + 1) if n % p == 0 and _fits(q, k, p))
+    parts = cache.parts(n, 4 * q.shape[1] * keys)
 
-    def group(args):
-        queries, keys, values = args
+    def group(queries, keys, values):
         turned = rearrange(keys, "m l e -> m e l")
 
         def attend(some):
-            logits = some @ turned
+            logits = (some * e**-0.5) @ turned
             weights = jnp.exp(logits - logits.max(-1, keepdims=True))
             return weights @ values / weights.sum(-1, keepdims=True)
 
         if parts == 1:
             return attend(queries)
         blocks = rearrange(queries, "m (p n) e -> p m n e", p=parts)
-        return rearrange(jax.lax.map(attend, blocks), "p m n e -> m (p n) e")
+        return rearrange(cache.in_turn(attend, blocks), "p m n e -> m (p n) e")
 
-    out = jax.lax.map(group, (q, k, v))
+    out = cache.in_turn(group, q, k, v)
     return rearrange(out.reshape(b, m, n, e), "b m n e -> b n m e")
-
-
-def _fits(q: Array, k: Array, parts: int) -> bool:
-    """Returns whether the logits of a part of the queries fit; those of one query must."""
-    (_, m, n, _), keys = q.shape, k.shape[2]
-    return 4 * m * (n // parts) * keys <= CACHE_BYTES or parts == n
 
 
 def _splash(q, k, v, _) -> Any:

@@ -23,6 +23,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float
 
 from stylecrafter_jax.kernels import temporal_attention_gpu, temporal_attention_tpu
+from stylecrafter_jax.kernels.cache import in_parts
 from stylecrafter_jax.kernels.dispatch import (
     Implementation,
     body_platform,
@@ -99,9 +100,13 @@ def reference(q, k, v, table_k, table_v, *, heads: int) -> Float[Array, "r f k"]
 
 def xla(q, k, v, table_k, table_v, *, heads: int) -> Float[Array, "r f k"]:
     """Products in the type of `q`, logits and softmax in float32."""
-    q, k, v = (rearrange(x, "r f (m e) -> r f m e", m=heads) for x in (q, k, v))
-    out = relative_attention(q, k, v, table_k, table_v)
-    return rearrange(out, "r f m e -> r f (m e)")
+
+    def attend(q, k, v):
+        q, k, v = (rearrange(x, "r f (m e) -> r f m e", m=heads) for x in (q, k, v))
+        out = relative_attention(q, k, v, table_k, table_v)
+        return rearrange(out, "r f m e -> r f (m e)")
+
+    return in_parts(attend, 4 * 4 * q[0].size, q, k, v)  # with the result, in float32
 
 
 def relative_attention(

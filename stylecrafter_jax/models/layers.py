@@ -12,6 +12,8 @@ from einops import rearrange, reduce, repeat
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from stylecrafter_jax.kernels.cache import in_parts
+
 RESNET_EPSILON = 1e-5
 TRANSFORMER_EPSILON = 1e-6
 NORM_GROUPS = 32
@@ -125,10 +127,14 @@ def convolved(
 ) -> Float[Array, "b f h2 w2 d"]:
     """Returns the convolution of every frame, without a bias."""
     frames = rearrange(x.astype(dtype), "b f h w c -> (b f) h w c")
-    numbers = ("NHWC", "HWIO", "NHWC")
-    out = jax.lax.conv_general_dilated(
-        frames, kernel.astype(dtype), (1, 1), padding, dimension_numbers=numbers
-    )
+
+    def conv(some):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            some, kernel.astype(dtype), (1, 1), padding, dimension_numbers=numbers
+        )
+
+    out = in_parts(conv, 4 * frames[0].size, frames)
     return rearrange(out, "(b f) h w d -> b f h w d", b=x.shape[0])
 
 

@@ -1,5 +1,6 @@
 """Transformers of the video UNet: over the positions of a frame, and over the frames."""
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,6 +10,7 @@ from einops import rearrange, repeat
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from stylecrafter_jax.kernels.cache import in_parts, parts
 from stylecrafter_jax.kernels.dispatch import Implementation
 from stylecrafter_jax.models.attention import (
     ContextKV,
@@ -44,9 +46,22 @@ class GEGLU(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
         c = x.shape[-1]
-        x = nn.Dense(8 * c, dtype=self.dtype, name="net.0.proj")(x)
-        x, gate = jnp.split(x, 2, axis=-1)
-        return nn.Dense(c, dtype=self.dtype, name="net.2")(x * nn.gelu(gate, approximate=False))
+        layers = (
+            nn.Dense(8 * c, dtype=self.dtype, name="net.0.proj"),
+            nn.Dense(c, dtype=self.dtype, name="net.2"),
+        )
+
+        def feed(layers, rows):
+            first, last = layers
+            hidden, gate = jnp.split(first(rows), 2, axis=-1)
+            return last(hidden * nn.gelu(gate, approximate=False))
+
+        if parts(x.size // c, 4 * 8 * c) == 1 or self.is_initializing():
+            return feed(layers, x)
+        # Linen's modules may not be called in a loop, functions of their weights may.
+        layers = [functools.partial(y.clone(parent=None).apply, y.variables) for y in layers]
+        rows = rearrange(x, "... c -> (...) c")
+        return in_parts(functools.partial(feed, layers), 4 * 8 * c, rows).reshape(x.shape)
 
 
 class SpatialBlock(nn.Module, kw_only=True):

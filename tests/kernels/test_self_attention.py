@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from stylecrafter_jax.kernels import self_attention
+from stylecrafter_jax.kernels import cache, self_attention
 from stylecrafter_jax.kernels.self_attention import attention
 from tests.kernels.agreement import normals, with_gradients
 from tests.models.filled import compiled, normal
@@ -71,9 +71,9 @@ def test_others_platforms_kernels_say_so(impl):
     ("shape", "keys"),
     [((3, 40, 4, 8), 40), ((2, 90, 3, 8), 70), ((1, 97, 2, 8), 60), ((2, 60, 1, 16), 500)],
 )
-@pytest.mark.parametrize("cache", [1, 40_000, 120_000])
-def test_attention_in_a_cache_is_attention(monkeypatch, shape, keys, cache):
-    monkeypatch.setattr(self_attention, "CACHE_BYTES", cache)
+@pytest.mark.parametrize("cache_bytes", [1, 40_000, 120_000])
+def test_attention_in_a_cache_is_attention(monkeypatch, shape, keys, cache_bytes):
+    monkeypatch.setattr(cache, "CACHE_BYTES", cache_bytes)
     q, k, v = normals(shape, (shape[0], keys, *shape[2:]), (shape[0], keys, *shape[2:]))
     found = with_gradients(self_attention.attention)(q, k, v, q)
     wanted = with_gradients(jax.nn.dot_product_attention)(q, k, v, q)

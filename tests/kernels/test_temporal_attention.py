@@ -11,8 +11,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from numpy.testing import assert_allclose, assert_array_equal
 
+from stylecrafter_jax.kernels import cache, temporal_attention_tpu
 from stylecrafter_jax.kernels import temporal_attention as op
-from stylecrafter_jax.kernels import temporal_attention_tpu
 from stylecrafter_jax.kernels.lanes import LANES
 from stylecrafter_jax.kernels.temporal_attention import relative_attention
 from stylecrafter_jax.kernels.temporal_attention_sizes import Sizes
@@ -46,6 +46,13 @@ def arrays(rows, frames, heads, head_dim, extent):
 def test_values_and_gradients_are_the_formulas(name, case):
     found = implementation(op, name, heads=case[2])
     assert_agrees(found, functools.partial(op.reference, heads=case[2]), arrays(*case))
+
+
+def test_values_and_gradients_in_parts_are_the_formulas(monkeypatch):
+    monkeypatch.setattr(cache, "CACHE_BYTES", 20_000)
+    found, reference = (functools.partial(f, heads=2) for f in (op.xla, op.reference))
+    assert "length=5" in str(jax.make_jaxpr(found)(*arrays(10, 16, 2, 8, 3)))
+    assert_agrees(found, reference, arrays(10, 16, 2, 8, 3))
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from stylecrafter_jax.kernels import cache
 from stylecrafter_jax.models.layers import (
     JOINT,
     PER_FRAME,
@@ -120,6 +121,21 @@ def test_downsampling_is_the_originals(original, learned):
     module = Downsample(learned=learned, **F32)
     variables, state = fill(module, x)
     wanted = original.apply(original.downsample, state, x, learned=learned)
+    assert_allclose(module.apply(variables, x), wanted, **LAYER)
+
+
+@pytest.mark.parametrize("cache_bytes", [1, 7000])
+def test_convolutions_in_parts_are_the_originals(original, monkeypatch, cache_bytes):
+    monkeypatch.setattr(cache, "CACHE_BYTES", cache_bytes)
+    x, emb = normal(1, *VIDEO), normal(2, 2, 12)
+    module = ResBlock(out_channels=64, **F32)
+    variables, state = fill(module, x, emb, temporal=True)
+    wanted = original.apply(original.res_block, state, x, emb)
+    found = compiled(module.apply, static_argnums=3)(variables, x, emb, True)
+    assert_allclose(found, wanted, **LAYER)
+    module = Upsample(learned=True, **F32)
+    variables, state = fill(module, x)
+    wanted = original.apply(original.upsample, state, x, learned=True)
     assert_allclose(module.apply(variables, x), wanted, **LAYER)
 
 

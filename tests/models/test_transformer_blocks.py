@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from stylecrafter_jax.kernels import cache
 from stylecrafter_jax.models.transformer_blocks import (
     GEGLU,
     LayerNorm,
@@ -132,12 +133,17 @@ def test_context_masked_out_is_context_not_given():
     assert_allclose(found, run(variables, VIDEO, TEXT), **LAYER)
 
 
-def test_layer_norm_and_geglu_are_pytorchs(original):
+def test_layer_norm_is_pytorchs(original):
     x = 3e-3 * normal(0, 2, 5, 16)
     variables, state = fill(LayerNorm(), x)
     state = {f"norm.{name}": value for name, value in state.items()}
     wanted = original.apply(lambda w, x: w.layer_norm("norm", x), state, x)
     assert_allclose(LayerNorm().apply(variables, x), wanted, **LAYER)
+
+
+@pytest.mark.parametrize("cache_bytes", [1, 1000, cache.CACHE_BYTES])
+def test_geglu_is_the_originals_at_once_and_in_parts(original, monkeypatch, cache_bytes):
+    monkeypatch.setattr(cache, "CACHE_BYTES", cache_bytes)
     x = normal(1, 2, 5, 16)
     variables, state = fill(GEGLU(**F32), x)
     wanted = original.apply(original.feed_forward, state, x)
