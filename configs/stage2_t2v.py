@@ -9,8 +9,9 @@ Not published: learning rate, optimizer, drop rates, frame stride, the part of W
 frame is a video's style reference. Here: AdamW at 1e-4 falling linearly to 1 %, which is the
 schedule in the original's config file; every fourth frame; a random frame of the clip.
 
-Hardware and duration: 8 A100 and under three days for both stages (paper). This trainer uses one
-device: 8 clips or 128 pictures go through it in 8 parts. Nobody has measured the whole run.
+Hardware and duration: 8 A100 and under three days for both stages (paper). Here 8 clips or 128
+pictures go through one device in 8 parts; with 8 devices, set train.accumulate=1, with 4 of them 2.
+Nobody has measured the whole run.
 
 Command:
     stylecrafter train configs/stage2_t2v.py --out runs/stage2 \

@@ -1,11 +1,19 @@
 """Meshes of devices, and where batches and weights lie on them."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    SingleDeviceSharding,
+)
 
 from stylecrafter_jax.kernels.sharded import BATCH_AXES
 
@@ -26,22 +34,78 @@ def make_mesh(devices: np.ndarray, *, fsdp: int = 1) -> Mesh:
     return Mesh(devices.reshape(-1, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
+def run_mesh(
+    data: int | None, fsdp: int, *, rows: int, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """Returns `data` groups of `fsdp` devices, the first ones there are.
+
+    Args:
+        data: groups; None takes as many as there are devices for and the rows can be split over.
+        fsdp: devices that hold one copy of the weights between them.
+        rows: that every device is to have the same number of.
+        devices: all that there are.
+
+    Raises:
+        ValueError: there are fewer, or the rows cannot be split over them.
+    """
+    devices = jax.devices() if devices is None else devices
+    if data is None:
+        fitting = (n for n in range(len(devices) // fsdp, 0, -1) if rows % (n * fsdp) == 0)
+        data = next(fitting, 1)
+    count = data * fsdp
+    if count > len(devices):
+        raise ValueError(f"data={data} fsdp={fsdp} takes {count} devices, got {len(devices)}")
+    if rows % count:
+        raise ValueError(f"data={data} fsdp={fsdp}: {rows} rows cannot be split over {count}")
+    return make_mesh(np.array(devices[:count]), fsdp=fsdp)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns where a batch lies: its rows, over all devices."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def weight_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Returns where an array of weights, or of what an optimizer keeps of them, lies.
+def weight_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> PartitionSpec:
+    """Returns how an array of weights, or of what an optimizer keeps of them, is split.
 
     Its longest side that the group divides is split over the group; small arrays are not split.
     """
     group = mesh.shape["fsdp"]
     sides = [i for i, side in enumerate(shape) if side % group == 0]
     if group == 1 or not sides or math.prod(shape) < SMALLEST_SPLIT:
-        return NamedSharding(mesh, PartitionSpec())
+        return PartitionSpec()
     longest = max(sides, key=lambda i: shape[i])
-    return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
+    return PartitionSpec(*[None] * longest, "fsdp")
+
+
+def put_weights(tree: Any, mesh: Mesh | None) -> Any:
+    """Returns a tree of weights, or of an optimizer's state, on a mesh; as it is without one."""
+    if mesh is None:
+        return tree
+    return jax.tree.map(
+        lambda x: jax.device_put(x, NamedSharding(mesh, weight_spec(mesh, x.shape))), tree
+    )
+
+
+def stay_split(tree: Any) -> Any:
+    """Has a tree of weights leave a program as `put_weights` put it, on the mesh in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    return jax.tree.map(
+        lambda x: jax.lax.with_sharding_constraint(x, weight_spec(mesh, x.shape)), tree
+    )
+
+
+def on_one_device(tree: Any) -> Any:
+    """Returns a tree of arrays whole on one device, copied only where they are not there."""
+
+    def take(x: jax.Array) -> jax.Array:
+        if x.is_fully_replicated:
+            return x.addressable_data(0)
+        return jax.device_put(x, SingleDeviceSharding(jax.local_devices()[0]))
+
+    return jax.tree.map(take, tree)
 
 
 def placed(tree: Any, layout: Layout, mesh: Mesh) -> Any:
@@ -52,7 +116,7 @@ def placed(tree: Any, layout: Layout, mesh: Mesh) -> Any:
         where = batch_sharding(mesh) if layout == "rows" else NamedSharding(mesh, PartitionSpec())
 
     def place(x):
-        own = weight_sharding(mesh, x.shape) if layout == "weights" else where
+        own = NamedSharding(mesh, weight_spec(mesh, x.shape)) if layout == "weights" else where
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own)
 
     return jax.tree.map(place, tree)

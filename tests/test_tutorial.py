@@ -18,7 +18,8 @@ TUTORIAL = (ROOT / "docs/your_own_style.md").read_text()
 SMALLER = {
     "train": ["data.height=24", "data.width=16", "data.style_short_side=20", "data.style_size=16"]
     + ["data.image_batch=2", "train.steps=2", "samples.every=2", "samples.steps=2"]
-    + ["train.compute_dtype=float32", "train.frozen_dtype=float32", "train.save_every=2"],
+    + ["train.compute_dtype=float32", "train.frozen_dtype=float32", "train.save_every=2"]
+    + ["mesh.data=1"],
     "generate": ["--steps", "2"],
 }
 

@@ -1,9 +1,9 @@
 """Batches for training: drawn at random but reproducible, sharded, mixed, resumable.
 
-Every batch is a function of (streams, seed, process, step): a run that starts at any step, with
-any number of workers, sees what an uninterrupted one saw. Record i belongs to process i mod P; each
-epoch shuffles a process's records anew; batches run on across epochs. What a record's transform
-draws is a function of (seed, stream, epoch, record) alone, whichever process reads it.
+Every batch is a function of (streams, seed, step): a run that starts at any step, with any number
+of processes and workers, sees what an uninterrupted one saw. Each epoch shuffles the records anew;
+batches run on across epochs. Of P processes each makes its Pth of the rows of every batch, in
+order. What a record's transform draws is a function of (seed, stream, epoch, record) alone.
 """
 
 import dataclasses
@@ -88,8 +88,9 @@ def make_batches(
     A batch holds the example's arrays with a leading axis, and `index` (int64), the records'
     numbers in their source. It is of one stream: a fixed pattern, the same on all processes, in
     which stream i has exactly its share w_i of every sum(w) batches (weights as whole numbers). A
-    record that cannot be used is replaced by the next one of the same process, and listed in the
-    ledger; above `max_bad_rate`, or after 16 in a row, iteration raises `DataError`.
+    record that cannot be used is replaced by the next one of its source, and listed in the ledger
+    of the process that read it; above `max_bad_rate`, or after 16 in a row, iteration raises
+    `DataError`.
 
     Args:
         streams: what to draw from.
@@ -113,16 +114,14 @@ def make_batches(
     names = [stream.source.name for stream in streams]
     if len(set(names)) < len(names):
         raise DataError(f"sources must have different names, got {', '.join(names)}")
-    shard = _Shard(process_index, process_count)
+    process = (process_index, process_count)
     datasets = [
-        _dataset(stream, number, shard, seed=seed, shuffle=shuffle, repeat=repeat)
+        _dataset(stream, number, seed=seed, process=process, shuffle=shuffle, repeat=repeat)
         for number, stream in enumerate(streams)
     ]
     mix = _Mix(datasets, whole_weights([stream.weight for stream in streams]))
     identity = {
         "seed": seed,
-        "process_index": process_index,
-        "process_count": process_count,
         "shuffle": shuffle,
         "repeat": repeat,
         "streams": [[s.source.name, s.records, s.batch_size, s.weight] for s in streams],
@@ -190,10 +189,10 @@ class Batches:
         return {"step": self.step, "identity": self._identity, "ledger": self.ledger.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to where `get_state` was called; the numbers of workers and threads may differ.
+        """Goes to where `get_state` was called; with other numbers of processes, workers, threads.
 
         Raises:
-            DataError: the state is of other data, another seed or another number of processes.
+            DataError: the state is of other data or another seed.
         """
         for name, ours in self._identity.items():
             theirs = state["identity"].get(name)
@@ -260,15 +259,6 @@ def draw_stream(step: int, weights: Sequence[int]) -> tuple[int, int]:
     raise AssertionError("some stream gives every batch")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shard:
-    index: int
-    count: int
-
-    def size(self, records: int) -> int:
-        return len(range(self.index, records, self.count))
-
-
 class _Mix(grain.transforms.DatasetSelectionMap):
     """Maps a step to (stream, batch of the stream), for Grain."""
 
@@ -291,22 +281,19 @@ class _Load:
 
     stream: Stream
     number: int
-    shard: _Shard
     seed: int
 
     def __call__(self, position: int, index: int) -> tuple[Example, list[Fault]]:
         source, faults = self.stream.source, []
         records = self.stream.records
-        own = self.shard.size(records)
-        epoch = position // own
-        for _ in range(min(ATTEMPTS, own)):
+        epoch = position // records
+        for _ in range(min(ATTEMPTS, records)):
             try:
                 example = self.stream.example(self.number, self.seed, epoch, index)
             except BadRecord as error:
                 place = self.stream.place(epoch, index)
                 faults.append(Fault(index, source.id(place), str(error)))
-                index += self.shard.count
-                index = index if index < records else self.shard.index
+                index = (index + 1) % records
             else:
                 return {**example, "index": np.int64(index)}, faults
         last = faults[-1]
@@ -317,30 +304,35 @@ class _Load:
 
 
 def _dataset(
-    stream: Stream, number: int, shard: _Shard, *, seed: int, shuffle: bool, repeat: bool
+    stream: Stream,
+    number: int,
+    *,
+    seed: int,
+    process: tuple[int, int],
+    shuffle: bool,
+    repeat: bool,
 ) -> grain.MapDataset:
-    """Returns the batches of one stream as (source name, faults, arrays)."""
+    """Returns a process's rows of the batches of one stream as (source name, faults, arrays)."""
     records, batch_size = stream.records, stream.batch_size
-    if batch_size < 1 or batch_size % shard.count:
+    index, count = process
+    if batch_size < 1 or batch_size % count:
         raise DataError(
-            f"the batch size of {stream.source.name} must be a multiple of the {shard.count} "
+            f"the batch size of {stream.source.name} must be a multiple of the {count} "
             f"processes, got {batch_size}"
         )
-    if records < shard.count or (not repeat and records < batch_size):
-        wanted = shard.count if repeat else batch_size
+    wanted = 1 if repeat else batch_size
+    if records < wanted:
         raise DataError(f"{stream.source.name} has {records} records, wanted at least {wanted}")
-    indices = grain.MapDataset.range(shard.index, records, shard.count)
+    indices = grain.MapDataset.range(records)
     if shuffle:
         # Not `seed` itself: Grain gives epoch e of seed s the order of epoch 0 of seed s + e.
-        entropy = np.random.SeedSequence([seed, number, shard.index])
+        entropy = np.random.SeedSequence([seed, number])
         indices = indices.shuffle(seed=int(entropy.generate_state(1)[0]))
-    if repeat:
-        indices = indices.repeat()
-    else:
-        indices = indices[: records // batch_size * (batch_size // shard.count)]
-    examples = indices.map_with_index(_Load(stream, number, shard, seed))
+    indices = indices.repeat() if repeat else indices[: records // batch_size * batch_size]
+    examples = indices.map_with_index(_Load(stream, number, seed))
     collate = functools.partial(_collate, stream.source.name)
-    return examples.batch(batch_size // shard.count, drop_remainder=True, batch_fn=collate)
+    rows = examples.batch(batch_size // count, drop_remainder=True, batch_fn=collate)
+    return rows[index::count]
 
 
 def _collate(source: str, examples: Sequence[tuple[Example, list[Fault]]]) -> _Drawn:

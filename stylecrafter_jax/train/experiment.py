@@ -253,6 +253,24 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Which devices a run is spread over; it changes what is trained by rounding alone.
+
+    Attributes:
+        data: groups of devices, each with one copy of the weights and its own rows of a batch; None
+            takes as many as there are devices for and the batches can be split over.
+        fsdp: devices of a group, which hold its copy of the weights between them.
+    """
+
+    data: int | None = None
+    fsdp: int = 1
+
+    def __post_init__(self):
+        _in_range("mesh.data", self.data, 1)
+        _in_range("mesh.fsdp", self.fsdp, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """What a run generates on its way; it changes nothing of what is trained.
 
@@ -306,6 +324,7 @@ class Experiment:
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
     samples: SampleConfig = SampleConfig()
 
     def __post_init__(self):

@@ -14,14 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from stylecrafter_jax.checkpoints.store import Store
+from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.data.device import DeviceBatches
 from stylecrafter_jax.data.pipeline import make_batches
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.params import Params
+from stylecrafter_jax.sharding import batch_sharding, on_one_device, put_weights, run_mesh
 from stylecrafter_jax.train.experiment import STAGES, Experiment
 from stylecrafter_jax.train.feature_fit import check_features
 from stylecrafter_jax.train.goals import make_loss
@@ -75,6 +78,7 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
         encoders=not check_features(experiment),
     )
     check_size(data, start.config)
+    mesh = _mesh(experiment)
     batches = make_batches(
         make_streams(data, start.tokenizer, styled=stage.styled),
         seed=settings.seed,
@@ -89,13 +93,15 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
         None if mode is None else build_step(experiment, start, tx, mode)
         for mode in (stage.image_mode, stage.video_mode)
     )
-    state = init_state(start.trainable, tx)
+    state = put_weights(init_state(start.trainable, tx), mesh)
+    frozen = put_weights(start.frozen, mesh)
     with contextlib.ExitStack() as stack:
         store = Store(run / CHECKPOINTS, keep_last=settings.keep_last, keep_best=settings.keep_best)
         stack.callback(store.close)
         # After the prefetched batches were given back, the ledger is that of the trained ones.
         stack.callback(lambda: batches.ledger.write(run / REFUSED))
-        ahead = stack.enter_context(DeviceBatches(batches))
+        rows = None if mesh is None else batch_sharding(mesh)
+        ahead = stack.enter_context(DeviceBatches(batches, rows))
         if store.latest() is not None:
             restored = store.restore(state)
             state = restored.state
@@ -107,14 +113,30 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
         bar = stack.enter_context(
             tqdm(total=settings.steps, initial=done, unit="step", disable=not progress)
         )
-        loop = _Loop(
-            experiment, start.frozen, picture_step, video_step, sampler, ahead, store, log, bar
-        )
+        if mesh is not None:
+            stack.enter_context(jax.set_mesh(mesh))
+        loop = _Loop(experiment, frozen, picture_step, video_step, sampler, ahead, store, log, bar)
         done = loop.iterate(state, done, stop)
     refused = batches.ledger.summary()
     if refused:
         print(f"{refused}; see {run / REFUSED}", file=sys.stderr)
     return Outcome(done, done >= settings.steps)
+
+
+def _mesh(experiment: Experiment) -> Mesh | None:
+    """Returns the devices of a run; None where it is one.
+
+    Raises:
+        ConfigError: there are fewer than it wants, or its batches cannot be split over them.
+    """
+    wanted, data, parts = experiment.mesh, experiment.data, experiment.train.accumulate
+    batches = [(data.images, data.image_batch), (data.videos, data.video_batch)]
+    rows = math.gcd(*(batch // parts for source, batch in batches if source))
+    try:
+        mesh = run_mesh(wanted.data, wanted.fsdp, rows=rows)
+    except ValueError as error:
+        raise ConfigError(f"mesh: {error}") from error
+    return None if mesh.size == 1 else mesh
 
 
 def build_step(
@@ -193,7 +215,7 @@ class _Loop(NamedTuple):
         begun = time.perf_counter()
         weights = state.ema if self.experiment.samples.use_ema else state.trainable
         try:
-            grid = sampler(done, {**self.frozen, **weights})
+            grid = sampler(done, on_one_device({**self.frozen, **weights}))
             self.log.write_image(done, SAMPLES, grid)
         except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
             reason = str(error).splitlines()[0]

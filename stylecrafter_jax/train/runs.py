@@ -52,7 +52,7 @@ def claim(run: Path, experiment: Experiment, manifest: str) -> None:
     """Makes the folder of a run, or checks that the run in it is this one.
 
     More `train.steps` are allowed, unless the learning rate's decay is as long as the run, and any
-    other `samples`.
+    other `samples` and `mesh`.
 
     Raises:
         ConfigError: the folder is something else, the config differs, or the bundle's content does.
@@ -91,7 +91,8 @@ def _check_same(run: Path, experiment: Experiment, manifest: str) -> None:
     if decay_is_fixed and new["train"]["steps"] > old["train"]["steps"]:
         old["train"]["steps"] = new["train"]["steps"]
     old["bundle"] = new["bundle"]  # a bundle is known by its content, wherever it lies
-    old["samples"] = new["samples"]  # they do not change what is trained
+    for name in ("samples", "mesh"):  # they do not change what is trained
+        old[name] = new[name]
     lines = differences(old, new)
     if found["bundle"]["manifest_sha256"] != manifest:
         lines.append(f"the content of the bundle {experiment.bundle} is another")

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Int, Key
 
 from stylecrafter_jax.params import Params
+from stylecrafter_jax.sharding import stay_split
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -55,6 +56,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Params, Batch, Array], tuple[TrainState, Metrics]]:
     """Returns a jitted `(state, frozen, batch, key) -> (state, metrics)`; `state` is donated.
 
+    Under `jax.set_mesh` the state leaves it as `sharding.put_weights` lays it.
+
     A step whose loss or gradient is not finite leaves weights, average and optimizer as they were
     and counts in `skipped`. The key of step i is `fold_in(key, i)`.
 
@@ -92,6 +95,7 @@ def make_train_step(
             ema=_where(healthy, ema, state.ema),
             opt_state=_where(healthy, opt_state, state.opt_state),
         )
+        new = stay_split(new)
         return new, {"loss": value, "grad_norm": norm, "skipped": new.skipped, **metrics}
 
     return train_step

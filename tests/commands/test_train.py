@@ -79,7 +79,7 @@ def test_train_and_merge(run, config, tmp_path):
 
 def test_the_demo_model_trains_right_after_the_install_and_longer_later(run, tmp_path):
     config, folder = CONFIGS / "demo_stage1.py", tmp_path / "run"
-    small = ("--quiet", "--set", "data.image_batch=2", "train.log_every=1")
+    small = ("--quiet", "--set", "data.image_batch=2", "train.log_every=1", "mesh.data=1")
     for steps in (1, 2):
         assert run("train", config, "--out", folder, *small, f"train.steps={steps}") == 0
     lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -67,38 +67,54 @@ def test_batches_are_a_function_of_seed_and_step():
     )
 
 
-@pytest.mark.parametrize(("records", "count"), [(24, 1), (24, 3), (25, 4)])
-def test_processes_partition_every_epoch(records, count):
-    shards = []
-    for index in range(count):
-        batches = make_batches(
-            [stream(Numbers(records), batch_size=count)],
-            seed=1,
+@pytest.mark.parametrize(("records", "batch_size"), [(24, 6), (25, 12), (5, 6)])
+def test_every_epoch_shows_every_record_once_in_another_order(records, batch_size):
+    batches = make_batches([stream(Numbers(records), batch_size)], seed=1)
+    shown = np.concatenate([b["number"] for b in take(batches, 3 * records)])
+    epochs = shown[: 3 * records].reshape(3, records).tolist()
+    assert [sorted(epoch) for epoch in epochs] == 3 * [list(range(records))]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_processes_share_the_batches_of_one(count, workers):
+    def batches(index, count):
+        streams = [
+            stream(Numbers(10, broken=(2, 3, 9), name="a"), 12, weight=3),
+            stream(Numbers(7, name="b"), 24, transform=two_numbers),
+        ]
+        return make_batches(
+            streams,
+            seed=4,
             process_index=index,
             process_count=count,
+            max_bad_rate=1.0,
+            workers=workers,
         )
-        own = len(range(index, records, count))
-        shards.append([int(b["number"][0]) for b in take(batches, 2 * own)])
-    for epoch in range(2):
-        parts = [s[epoch * len(s) // 2 : (epoch + 1) * len(s) // 2] for s in shards]
-        assert sorted(sum(parts, [])) == list(range(records))
-    orders = {tuple(s[: len(s) // 2]) for s in shards} | {tuple(s[len(s) // 2 :]) for s in shards}
-    assert len(orders) == 2 * count  # every epoch in another order
+
+    alone = take(batches(0, 1), 9)
+    shared = [take(batches(index, count), 9) for index in range(count)]
+    for step, whole in enumerate(alone):
+        parts = [own[step] for own in shared]
+        equal([whole], [{name: np.concatenate([p[name] for p in parts]) for name in whole}])
 
 
-def test_draws_do_not_depend_on_how_processes_share_the_records():
-    def draws(count):
-        found = {}
-        for index in range(count):
-            batches = make_batches(
-                [stream(Numbers(12), 12)], seed=5, process_index=index, process_count=count
-            )
-            for batch in take(batches, 1):
-                found |= dict(zip(batch["index"].tolist(), batch["draw"].tolist(), strict=True))
-        return found
+def test_a_run_goes_on_in_another_number_of_processes():
+    def batches(index, count):
+        own = {"process_index": index, "process_count": count}
+        return make_batches([stream(Numbers(10), 4)], seed=9, **own)
 
-    assert draws(1) == draws(2) == draws(3)
-    assert len(set(draws(1).values())) == 12
+    wanted = take(batches(0, 1), 8)
+    first = batches(0, 1)
+    equal(take(first, 3), wanted[:3])
+    shared = []
+    for index in (0, 1):
+        own = batches(index, 2)
+        own.set_state(first.get_state())
+        shared.append(take(own, 5))
+    for whole, *parts in zip(wanted[3:], *shared, strict=True):
+        equal([whole], [{name: np.concatenate([p[name] for p in parts]) for name in whole}])
 
 
 def test_draws_differ_between_epochs_and_between_streams():
@@ -141,7 +157,6 @@ def test_a_state_of_other_data_is_refused_by_name():
     for other, name in (
         (make_batches([stream(Numbers(10))], seed=2), "seed"),
         (make_batches([stream(Numbers(11))], seed=1), "streams"),
-        (make_batches([stream(Numbers(10))], seed=1, process_count=2), "process_count"),
     ):
         with pytest.raises(DataError, match=f"cannot resume the data: {name} was"):
             other.set_state(state)
@@ -210,11 +225,9 @@ def test_a_broken_record_is_replaced_by_the_next_and_counted():
     )
 
 
-def test_the_last_record_of_a_process_is_replaced_by_its_first():
-    batches = make_batches(
-        [stream(Numbers(9, (7,)), 2)], seed=0, process_index=1, process_count=2, shuffle=False
-    )
-    assert [int(b["number"][0]) for b in take(batches, 5)] == [1, 3, 5, 1, 1]
+def test_the_last_record_is_replaced_by_the_first():
+    batches = make_batches([stream(Numbers(4, (3,)), 2)], seed=0, shuffle=False)
+    assert [b["number"].tolist() for b in take(batches, 4)] == 2 * [[0, 1], [2, 0]]
 
 
 def test_too_many_broken_records_stop_the_run_in_one_line(tmp_path):
@@ -251,14 +264,12 @@ def test_one_epoch_ends_without_the_remainder_and_alike_on_all_processes():
         with batches:
             numbers = [b["number"].tolist() for b in batches]
         assert len(batches) == 2
-        assert numbers == [[index, index + 2], [index + 4, index + 6]]
+        assert numbers == [[2 * index, 2 * index + 1], [2 * index + 4, 2 * index + 5]]
 
 
 def test_wrong_sizes_are_one_line():
     with pytest.raises(DataError, match="multiple of the 3 processes, got 4"):
         make_batches([stream(Numbers(10))], seed=0, process_count=3)
-    with pytest.raises(DataError, match="has 1 records, wanted at least 2"):
-        make_batches([stream(Numbers(1))], seed=0, process_count=2)
     with pytest.raises(DataError, match="has 3 records, wanted at least 4"):
         make_batches([stream(Numbers(3))], seed=0, repeat=False)
     with pytest.raises(DataError, match="different names"):

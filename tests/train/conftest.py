@@ -9,10 +9,20 @@ import pytest
 
 from stylecrafter_jax.config_json import from_dict, to_dict
 from stylecrafter_jax.models.networks import networks, parameter_shapes
-from stylecrafter_jax.train.experiment import DataConfig, Experiment, OptimizerConfig, TrainConfig
+from stylecrafter_jax.train import loop
+from stylecrafter_jax.train.experiment import (
+    DataConfig,
+    Experiment,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from stylecrafter_jax.train.step import make_train_step
 from tests.conftest import SMALL
 from tests.data.conftest import numbered_clip, picture
 from tests.parity import weights
+
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +49,7 @@ def clips(tmp_path_factory):
 
 @pytest.fixture
 def experiment(small_bundle, pictures):
-    """Stage 1 on the pictures, in float32: two a batch, three steps."""
+    """Stage 1 on the pictures, in float32 on one device: two a batch, three steps."""
     return Experiment(
         stage="stage1",
         bundle=str(small_bundle),
@@ -63,6 +73,7 @@ def experiment(small_bundle, pictures):
             compute_dtype="float32",
             frozen_dtype="float32",
         ),
+        mesh=MeshConfig(data=1),
     )
 
 
@@ -76,6 +87,25 @@ def changed(experiment, **settings):
             node = node[branch]
         node[leaf] = value
     return from_dict(Experiment, values)
+
+
+def toy_loss(params, batch, key):
+    """A loss of all weights, the pixels and the key that compiles at once."""
+    light = jnp.mean(batch["pixels"].astype(jnp.float32)) / 255.0 + jax.random.normal(key)
+    unet = jnp.mean(params["unet/out.2/bias"])
+    errors = [jnp.mean(jnp.square(w.astype(jnp.float32) - light)) for w in params.values()]
+    return sum(errors) + unet, {"light": light}
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Runs whose networks are `toy_loss`: the laws of the loop hold for any loss."""
+
+    def build_step(experiment, config, tx, mode):
+        step = make_train_step(toy_loss, tx, ema_decay=experiment.train.ema_decay)
+        return jax.jit(step.__wrapped__, donate_argnames="state", compiler_options=QUICK)
+
+    monkeypatch.setattr(loop, "build_step", build_step)
 
 
 @pytest.fixture(scope="session")

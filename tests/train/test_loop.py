@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,29 +29,9 @@ from stylecrafter_jax.train.metrics_log import MetricsLog, read_metrics
 from stylecrafter_jax.train.optimizer import make_optimizer
 from stylecrafter_jax.train.start import load_start
 from stylecrafter_jax.train.step import init_state, make_train_step
-from tests.train.conftest import changed
+from tests.train.conftest import changed, toy_loss
 
 ROOT = Path(__file__).parents[2]
-QUICK = {"xla_backend_optimization_level": 0}
-
-
-def toy_loss(params, batch, key):
-    """A loss of all weights, the pixels and the key that compiles at once."""
-    light = jnp.mean(batch["pixels"].astype(jnp.float32)) / 255.0 + jax.random.normal(key)
-    unet = jnp.mean(params["unet/out.2/bias"])
-    errors = [jnp.mean(jnp.square(w.astype(jnp.float32) - light)) for w in params.values()]
-    return sum(errors) + unet, {"light": light}
-
-
-@pytest.fixture
-def toy(monkeypatch):
-    """Runs whose networks are `toy_loss`: the laws of the loop hold for any loss."""
-
-    def build_step(experiment, config, tx, mode):
-        step = make_train_step(toy_loss, tx, ema_decay=experiment.train.ema_decay)
-        return jax.jit(step.__wrapped__, donate_argnames="state", compiler_options=QUICK)
-
-    monkeypatch.setattr(loop, "build_step", build_step)
 
 
 @pytest.fixture

@@ -9,7 +9,13 @@ from stylecrafter_jax.cli import main
 from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.tokenizer import Tokenizer
-from stylecrafter_jax.train.experiment import DataConfig, Experiment, OptimizerConfig, TrainConfig
+from stylecrafter_jax.train.experiment import (
+    DataConfig,
+    Experiment,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.new_model import NewModel, write_new
 from stylecrafter_jax.train.runs import write_bundle
@@ -60,6 +66,7 @@ def test_encoders_train_from_nothing(tmp_path, stage):
         train=TrainConfig(
             steps=12, save_every=12, log_every=1, compute_dtype="float32", ema_decay=0.0
         ),
+        mesh=MeshConfig(data=1),
     )
     assert train(experiment, tmp_path / "run", progress=False).finished
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()

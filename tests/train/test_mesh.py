@@ -1,0 +1,123 @@
+"""Runs over several devices train what one device trains."""
+
+import jax
+import numpy as np
+import pytest
+
+from stylecrafter_jax import sharding
+from stylecrafter_jax.checkpoints.store import Store
+from stylecrafter_jax.config import ConfigError
+from stylecrafter_jax.train import loop
+from stylecrafter_jax.train.loop import train
+from stylecrafter_jax.train.metrics_log import read_metrics
+from stylecrafter_jax.train.optimizer import make_optimizer
+from stylecrafter_jax.train.runs import merged
+from stylecrafter_jax.train.step import init_state
+from tests.train.conftest import QUICK, changed
+
+# Sums over devices are added in another order; Adam divides the small ones by their own size.
+LOSS, WEIGHTS = 1e-5, 2e-4
+
+
+@pytest.fixture
+def eight(experiment, monkeypatch):
+    """The experiment on batches of eight, and a model whose small arrays are split as well."""
+    if jax.device_count() < 8:
+        pytest.skip("eight devices are not here")
+    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
+    return changed(experiment, data__image_batch=8)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Steps of the small model itself that compile sooner."""
+    build = loop.build_step
+
+    def build_step(*args):
+        step = build(*args).__wrapped__
+        return jax.jit(step, donate_argnames="state", compiler_options=QUICK)
+
+    monkeypatch.setattr(loop, "build_step", build_step)
+
+
+def on(experiment, data, fsdp, **settings):
+    return changed(experiment, mesh={"data": data, "fsdp": fsdp}, **settings)
+
+
+def losses(run):
+    return [row["loss"] for row in read_metrics(run)]
+
+
+def trained(run):
+    return {k: v for k, v in merged(run, "last")[1].items() if "adapter" in k or "_style" in k}
+
+
+def assert_same(one, other):
+    np.testing.assert_allclose(losses(one), losses(other), rtol=LOSS)
+    ours, theirs = trained(one), trained(other)
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], atol=WEIGHTS, err_msg=name)
+
+
+def test_any_mesh_trains_as_one_device_and_goes_on_on_another(tmp_path, eight, toy):
+    one, split, moved = (tmp_path / name for name in ("one", "split", "moved"))
+    train(eight, one, progress=False)
+    train(on(eight, None, 2), split, progress=False)
+    assert_same(one, split)
+    for data, fsdp, steps in ((8, 1, 1), (1, 4, 3)):
+        train(on(eight, data, fsdp, train__steps=steps), moved, progress=False)
+    assert_same(one, moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4), (4, 2), (2, 1)])
+def test_the_model_itself_trains_on_a_mesh_as_on_one_device(tmp_path, eight, quick, data, fsdp):
+    one, split = tmp_path / "one", tmp_path / "split"
+    train(eight, one, progress=False)
+    train(on(eight, data, fsdp), split, progress=False)
+    assert_same(one, split)
+
+
+def test_what_is_large_is_split_and_what_is_saved_is_whole(tmp_path, eight):
+    mesh = sharding.run_mesh(2, 4, rows=8)
+    weights = {"a/kernel": np.ones((3, 64), np.float32), "b/bias": np.ones(5, np.float32)}
+    tx = make_optimizer(eight.optimizer, 3)
+    state = sharding.put_weights(init_state(weights, tx), mesh)
+    for tree in (state.trainable, state.ema):
+        assert tree["a/kernel"].addressable_shards[0].data.shape == (3, 16)
+        assert tree["b/bias"].is_fully_replicated
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (3, 64)]
+    assert moments and all(x.addressable_shards[0].data.shape == (3, 16) for x in moments)
+    store = Store(tmp_path / "checkpoints")
+    store.save(1, state, {}, 0.5)
+    store.wait()
+    here = sharding.on_one_device(state)
+    assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(here))
+    restored = store.restore(here).state
+    store.close()
+    np.testing.assert_array_equal(restored.trainable["a/kernel"], weights["a/kernel"])
+
+
+def test_as_many_devices_as_the_rows_can_be_split_over():
+    def shape(data, fsdp, rows, count=8):
+        mesh = sharding.run_mesh(data, fsdp, rows=rows, devices=jax.devices()[:count])
+        return mesh.shape["data"], mesh.shape["fsdp"]
+
+    if jax.device_count() < 8:
+        pytest.skip("eight devices are not here")
+    assert [shape(None, 1, rows) for rows in (16, 4, 3)] == [(8, 1), (4, 1), (3, 1)]
+    assert [shape(*wanted) for wanted in ((None, 2, 12), (None, 4, 4))] == [(3, 2), (1, 4)]
+    assert shape(2, 1, 16) == (2, 1) and shape(None, 1, 5, count=1) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mesh": {"data": 3, "fsdp": 4}}, "data=3 fsdp=4 takes 12 devices, got 8"),
+        ({"mesh": {"data": 4, "fsdp": 1}}, "mesh: data=4 fsdp=1: 2 rows cannot be split over 4"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_one_line(tmp_path, experiment, settings, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        train(changed(experiment, **settings), tmp_path / "run", progress=False)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
