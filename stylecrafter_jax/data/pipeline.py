@@ -28,6 +28,8 @@ Batch = dict[str, np.ndarray]
 _Drawn = tuple[str, list[Fault], Batch]
 # So many records in a row may be unusable; a longer run of them means broken data.
 ATTEMPTS = 16
+# Raised when a seed comes to mean another order.
+ORDER = 2
 # Weights are taken as fractions with at most this denominator.
 FINEST_WEIGHT = 10_000
 
@@ -122,6 +124,7 @@ def make_batches(
     mix = _Mix(datasets, whole_weights([stream.weight for stream in streams]))
     identity = {
         "seed": seed,
+        "order": ORDER,
         "shuffle": shuffle,
         "repeat": repeat,
         "streams": [[s.source.name, s.records, s.batch_size, s.weight] for s in streams],
