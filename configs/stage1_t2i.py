@@ -10,9 +10,9 @@ Not published: learning rate, optimizer, warm-up, moving average, drop rates and
 pictures. Here: AdamW at 1e-4 with weight decay 0.01 and drops of 5 % each, as IP-Adapter, the
 ancestor of the released SDXL trainer.
 
-Hardware and duration: 8 A100 and under three days for both stages (paper). Here a batch goes through
-all devices of a machine in 16 parts of 16 pictures; with 8 or more of them, train.accumulate=4 or
-less is faster. Nobody has measured the whole run.
+Hardware and duration: 8 A100 and under three days for both stages (paper). Here a batch goes
+through all devices of a machine in 16 parts of 16 pictures; with 8 or more of them,
+train.accumulate=4 or less is faster. Nobody has measured the whole run.
 
 Command:
     stylecrafter train configs/stage1_t2i.py --out runs/stage1 \

@@ -122,7 +122,10 @@ def test_programs_are_compiled_for_tpu(capsys, small):
     counted = planned(capsys, "--topology", "v5e:2x2", *small, "--no-compile")
     assert plan["compiled"] and plan["collective_bytes"] == 0
     assert plan["hbm_peak_bytes"] > counted["hbm_peak_bytes"]
-    assert all(p["temporary"] >= 0 and p["code"] > 0 for p in plan["programs"])
+    assert plan["flops"] == pytest.approx(sum(p["flops"] for p in plan["programs"]))
+    for compiled in (program["compiler"] for program in plan["programs"]):
+        assert compiled["temporary"] >= 0 and compiled["code"] > 0
+        assert sum(compiled["cycles"].values()) > 0 and sum(compiled["moved"].values()) > 0
 
 
 @with_libtpu
