@@ -27,10 +27,11 @@ from stylecrafter_jax.plan.count import count
 from stylecrafter_jax.plan.parts import part_label
 from stylecrafter_jax.sampling import CARRY, latent_shape, make_sampling
 from stylecrafter_jax.sharding import Layout, placed
-from stylecrafter_jax.train.experiment import STAGES, Experiment
+from stylecrafter_jax.train.experiment import Experiment
 from stylecrafter_jax.train.goals import make_loss
 from stylecrafter_jax.train.objective import EMPTY_TEXT
 from stylecrafter_jax.train.optimizer import make_optimizer
+from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.step import init_state, make_train_step
 
 

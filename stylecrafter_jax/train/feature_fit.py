@@ -9,7 +9,8 @@ from stylecrafter_jax.checkpoints.bundle import part_hash, read_config
 from stylecrafter_jax.config import ConfigError, ModelConfig
 from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.data.features import is_features, read_notes
-from stylecrafter_jax.train.experiment import STAGES, Experiment, differences
+from stylecrafter_jax.train.experiment import Experiment, differences
+from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import ENCODERS
 
 KINDS = ("images", "videos")  # of data; also where a run's settings name their sources

@@ -9,8 +9,9 @@ from stylecrafter_jax.diffusion.schedules import make_schedule
 from stylecrafter_jax.models.networks import networks
 from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.train.encoder_losses import contrastive, reconstruction
-from stylecrafter_jax.train.experiment import STAGES, Experiment
+from stylecrafter_jax.train.experiment import Experiment
 from stylecrafter_jax.train.objective import denoising, encode
+from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.step import Loss
 
 

@@ -8,7 +8,8 @@ from stylecrafter_jax.data.pipeline import make_batches
 from stylecrafter_jax.models.networks import networks
 from stylecrafter_jax.params import Params, select
 from stylecrafter_jax.tokenizer import Tokenizer
-from stylecrafter_jax.train.experiment import STAGES, Experiment
+from stylecrafter_jax.train.experiment import Experiment
+from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.streams import make_streams
 
 PICTURES = 256

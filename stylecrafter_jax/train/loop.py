@@ -25,7 +25,7 @@ from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.sharding import batch_sharding, on_one_device, put_weights, run_mesh
-from stylecrafter_jax.train.experiment import STAGES, Experiment
+from stylecrafter_jax.train.experiment import Experiment
 from stylecrafter_jax.train.feature_fit import check_features
 from stylecrafter_jax.train.goals import make_loss
 from stylecrafter_jax.train.metrics_log import MetricsLog
@@ -33,6 +33,7 @@ from stylecrafter_jax.train.objective import are_pictures
 from stylecrafter_jax.train.optimizer import learning_rate, make_optimizer
 from stylecrafter_jax.train.runs import CHECKPOINTS, claim
 from stylecrafter_jax.train.samples import SAMPLES, Sampler, make_sampler
+from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import Start, load_start
 from stylecrafter_jax.train.step import TrainState, init_state, make_train_step
 from stylecrafter_jax.train.streams import check_size, make_streams

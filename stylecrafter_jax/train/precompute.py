@@ -35,7 +35,7 @@ from stylecrafter_jax.data.records import BadRecord, DataError
 from stylecrafter_jax.data.shards import Entry, FinishedError, Report, write_shards
 from stylecrafter_jax.models.networks import networks, parameter_shapes
 from stylecrafter_jax.tokenizer import Tokenizer
-from stylecrafter_jax.train.experiment import STAGES, Experiment
+from stylecrafter_jax.train.experiment import Experiment
 from stylecrafter_jax.train.feature_fit import (
     KINDS,
     baked,
@@ -43,6 +43,7 @@ from stylecrafter_jax.train.feature_fit import (
     used_encoders,
 )
 from stylecrafter_jax.train.objective import encoded
+from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.streams import check_size, make_streams
 
 Progress = Callable[[int, int], object]

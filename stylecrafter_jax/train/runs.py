@@ -38,9 +38,10 @@ from stylecrafter_jax.files import write_text
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.tokenizer import Tokenizer
-from stylecrafter_jax.train.experiment import STAGES, Experiment, differences
+from stylecrafter_jax.train.experiment import Experiment, differences
 from stylecrafter_jax.train.latent_scale import latent_scale
 from stylecrafter_jax.train.optimizer import make_optimizer
+from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.step import init_state
 
 RUN_FILE = "run.json"

@@ -23,8 +23,8 @@ from stylecrafter_jax.config import ModelConfig
 from stylecrafter_jax.models.networks import init_params, networks, parameter_shapes
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.tokenizer import Tokenizer
-from stylecrafter_jax.train.experiment import Stage
 from stylecrafter_jax.train.objective import EMPTY_TEXT
+from stylecrafter_jax.train.stages import Stage
 
 
 class Start(NamedTuple):

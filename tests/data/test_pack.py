@@ -71,13 +71,14 @@ def test_packing_goes_on_after_an_interruption_with_the_same_result(mixed, tmp_p
     with pytest.raises(KeyboardInterrupt):
         pack(mixed, parts, shard_size=4, threads=1)
     left = contents(parts)
-    assert "data-00000-of-00004.array_record" in left
+    finished = [name for name in left if name.endswith(".array_record")]
+    assert "data-00000-of-00004.array_record" in finished
     assert not any(name.startswith(".partial") or "00002" in name for name in left)
     with pytest.raises(DataError, match="not finished"):
         open_source(parts)
     monkeypatch.setattr(pack_module, "check", check)
     report = pack(mixed, parts, shard_size=4, threads=1)
-    assert report.resumed == 2
+    assert report.resumed == len(finished)
     assert contents(parts) == contents(whole)
 
 

@@ -8,13 +8,8 @@ from stylecrafter_jax import params as weights
 from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.config_json import from_dict, to_dict
 from stylecrafter_jax.models.networks import parameter_shapes
-from stylecrafter_jax.train.experiment import (
-    STAGES,
-    Experiment,
-    differences,
-    load_experiment,
-    override,
-)
+from stylecrafter_jax.train.experiment import Experiment, differences, load_experiment, override
+from stylecrafter_jax.train.stages import STAGES
 from tests.train.conftest import changed
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -13,7 +13,6 @@ from stylecrafter_jax import params as weights
 from stylecrafter_jax.config import ScheduleConfig
 from stylecrafter_jax.diffusion.schedules import make_schedule
 from stylecrafter_jax.tokenizer import Tokenizer
-from stylecrafter_jax.train.experiment import STAGES
 from stylecrafter_jax.train.objective import (
     EMPTY_TEXT,
     denoising,
@@ -21,6 +20,7 @@ from stylecrafter_jax.train.objective import (
     encode,
     snr_weight,
 )
+from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.step import init_state, make_train_step
 
 KEY = jax.random.key(0)

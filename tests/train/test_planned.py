@@ -7,7 +7,7 @@ import pytest
 from stylecrafter_jax.checkpoints.bundle import read_config
 from stylecrafter_jax.plan.tasks import training
 from stylecrafter_jax.train import loop
-from stylecrafter_jax.train.experiment import STAGES
+from stylecrafter_jax.train.stages import STAGES
 from tests.train.conftest import changed
 
 

@@ -20,13 +20,13 @@ from stylecrafter_jax.data.sources import open_source
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.tokenizer import Tokenizer
 from stylecrafter_jax.train import precompute
-from stylecrafter_jax.train.experiment import STAGES
 from stylecrafter_jax.train.feature_fit import check_features
 from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.metrics_log import read_metrics
 from stylecrafter_jax.train.objective import EMPTY_TEXT, are_pictures
 from stylecrafter_jax.train.objective import encode as encode_batch
 from stylecrafter_jax.train.precompute import Encoder, encode
+from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import load_start
 from stylecrafter_jax.train.streams import make_streams
 from tests.train.conftest import changed

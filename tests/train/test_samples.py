@@ -20,12 +20,13 @@ from stylecrafter_jax.options import Options
 from stylecrafter_jax.programs import Programs
 from stylecrafter_jax.request import Request
 from stylecrafter_jax.train import loop, runs, samples
-from stylecrafter_jax.train.experiment import STAGES, override
+from stylecrafter_jax.train.experiment import override
 from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.metrics_log import MetricsLog, read_metrics
+from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import load_start
-from tests.train.conftest import changed
-from tests.train.test_loop import QUICK, assert_same_run, toy  # noqa: F401 - a fixture
+from tests.train.conftest import QUICK, changed
+from tests.train.test_loop import assert_same_run
 
 PROMPTS = ["a cat", "a dog on the moon"]
 
@@ -67,7 +68,7 @@ def pixels(path):
     return np.asarray(Image.open(path))
 
 
-def test_samples_change_nothing_of_what_is_trained(toy, sampled, tmp_path):  # noqa: F811
+def test_samples_change_nothing_of_what_is_trained(toy, sampled, tmp_path):
     with_samples = sampled()
     without = changed(with_samples, samples__every=0)
     train(without, tmp_path / "without", progress=False)
@@ -97,7 +98,7 @@ def test_a_grid_has_a_row_for_each_prompt_and_style_with_its_reference_first(
 
 @pytest.mark.slow
 def test_weights_of_the_moment_are_sampled_by_programs_compiled_once(
-    toy,  # noqa: F811
+    toy,
     sampled,
     tmp_path,
     monkeypatch,
@@ -227,7 +228,7 @@ def test_a_run_goes_on_with_other_samples(experiment, sampled, tmp_path):
 
 
 def test_a_sample_that_cannot_be_written_ends_no_run(
-    toy,  # noqa: F811
+    toy,
     sampled,
     tmp_path,
     monkeypatch,
