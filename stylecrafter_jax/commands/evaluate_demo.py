@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         "judges_sha256": sha256(embedded.JUDGES),
         "steps": options.steps,
         "sampler": options.sampler,
+        "cache_interval": options.cache_interval,
+        "cache_blocks": options.cache_blocks,
         "guidance": str(options.guidance),
         "seed": options.seed,
         "program": ", ".join(f"{name} {version}" for name, version in versions().items()),

@@ -71,7 +71,7 @@ def test_the_embedded_model_is_measured(run, tmp_path):
         low, high = found["intervals"][name]
         assert low <= found[name] + 1e-6 and found[name] <= high + 1e-6
     assert [case["prompt"] for case in found["cases"]] == [case.prompt for case in cases(2)]
-    assert found["notes"]["steps"] == 2
+    assert found["notes"]["steps"] == 2 and found["notes"]["cache_interval"] == 1
 
 
 @pytest.mark.parametrize(
