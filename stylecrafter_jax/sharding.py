@@ -1,7 +1,9 @@
 """Meshes of devices, and where batches and weights lie on them."""
 
+import contextlib
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import jax
@@ -58,6 +60,11 @@ def run_mesh(
     if rows % count:
         raise ValueError(f"data={data} fsdp={fsdp}: {rows} rows cannot be split over {count}")
     return make_mesh(np.array(devices[:count]), fsdp=fsdp)
+
+
+def on_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """Returns a context in which programs are made for a mesh; without one it changes nothing."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,7 +1,6 @@
 """`stylecrafter compile`: the programs of `generate`, kept on disk before they are used."""
 
 import argparse
-import contextlib
 import sys
 import time
 
@@ -15,7 +14,7 @@ from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.plan.tasks import generation
 from stylecrafter_jax.plan.topology import devices, parse
 from stylecrafter_jax.programs import keep_on_disk
-from stylecrafter_jax.sharding import make_mesh
+from stylecrafter_jax.sharding import make_mesh, on_mesh
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for program in task.programs:
         begun = time.perf_counter()
-        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        with on_mesh(mesh):
             program.traced(mesh).lower().compile()
         print(f"{program.name}: {time.perf_counter() - begun:.1f} s", flush=True)
     if folder is None:

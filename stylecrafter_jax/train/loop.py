@@ -24,7 +24,7 @@ from stylecrafter_jax.data.pipeline import make_batches
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.params import Params
-from stylecrafter_jax.sharding import batch_sharding, on_one_device, put_weights, run_mesh
+from stylecrafter_jax.sharding import batch_sharding, on_mesh, on_one_device, put_weights, run_mesh
 from stylecrafter_jax.train.experiment import Experiment
 from stylecrafter_jax.train.feature_fit import check_features
 from stylecrafter_jax.train.goals import make_loss
@@ -114,9 +114,9 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
         bar = stack.enter_context(
             tqdm(total=settings.steps, initial=done, unit="step", disable=not progress)
         )
-        if mesh is not None:
-            stack.enter_context(jax.set_mesh(mesh))
-        loop = _Loop(experiment, frozen, picture_step, video_step, sampler, ahead, store, log, bar)
+        loop = _Loop(
+            experiment, mesh, frozen, picture_step, video_step, sampler, ahead, store, log, bar
+        )
         done = loop.iterate(state, done, stop)
     refused = batches.ledger.summary()
     if refused:
@@ -153,6 +153,7 @@ class _Loop(NamedTuple):
     """What the iteration needs beside the state; see `train`."""
 
     experiment: Experiment
+    mesh: Mesh | None
     frozen: Params
     picture_step: Step | None
     video_step: Step | None
@@ -177,7 +178,8 @@ class _Loop(NamedTuple):
             index = batch.pop("index")
             step = self.picture_step if are_pictures(batch) else self.video_step
             assert step is not None, "the experiment allows only sources that its stage can use"
-            state, metrics = step(state, self.frozen, batch, key)
+            with on_mesh(self.mesh):  # of the step alone: samples are made on one device
+                state, metrics = step(state, self.frozen, batch, key)
             done += 1
             watch.add(done, metrics, index)
             stopped = stop.is_set()

@@ -62,8 +62,10 @@ def assert_same(one, other):
 def test_any_mesh_trains_as_one_device_and_goes_on_on_another(tmp_path, eight, toy):
     one, split, moved = (tmp_path / name for name in ("one", "split", "moved"))
     train(eight, one, progress=False)
-    train(on(eight, None, 2), split, progress=False)
+    samples = {"every": 3, "prompts": ["a thing"], "steps": 2, "height": 8, "width": 8}
+    train(on(eight, None, 2, samples=samples), split, progress=False)
     assert_same(one, split)
+    assert (split / "samples/step_000003.png").is_file()
     for data, fsdp, steps in ((8, 1, 1), (1, 4, 3)):
         train(on(eight, data, fsdp, train__steps=steps), moved, progress=False)
     assert_same(one, moved)
