@@ -72,6 +72,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def own_blocks(mesh: Mesh) -> tuple[list[int], int]:
+    """Returns which of the equal blocks of a batch's rows are this process's, and of how many.
+
+    Processes whose devices share rows have the same blocks.
+    """
+    count = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    held = batch_sharding(mesh).addressable_devices_indices_map((count,))
+    return sorted({rows[0].start or 0 for rows in held.values() if rows is not None}), count
+
+
 def weight_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> PartitionSpec:
     """Returns how an array of weights, or of what an optimizer keeps of them, is split.
 
@@ -89,9 +99,15 @@ def put_weights(tree: Any, mesh: Mesh | None) -> Any:
     """Returns a tree of weights, or of an optimizer's state, on a mesh; as it is without one."""
     if mesh is None:
         return tree
-    return jax.tree.map(
-        lambda x: jax.device_put(x, NamedSharding(mesh, weight_spec(mesh, x.shape))), tree
-    )
+
+    def put(x):
+        sharding = NamedSharding(mesh, weight_spec(mesh, x.shape))
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        host = np.asarray(x)  # every process has it whole, and gives its devices their parts
+        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+    return jax.tree.map(put, tree)
 
 
 def stay_split(tree: Any) -> Any:
@@ -105,7 +121,16 @@ def stay_split(tree: Any) -> Any:
 
 
 def on_one_device(tree: Any) -> Any:
-    """Returns a tree of arrays whole on one device, copied only where they are not there."""
+    """Returns a tree of arrays whole on one device, copied only where they are not there.
+
+    Where other processes hold parts of them, all processes must call it.
+    """
+    far = [
+        x for x in jax.tree.leaves(tree) if not (x.is_fully_replicated or x.is_fully_addressable)
+    ]
+    if far:
+        everywhere = NamedSharding(far[0].sharding.mesh, PartitionSpec())
+        tree = jax.jit(lambda x: x, out_shardings=everywhere)(tree)
 
     def take(x: jax.Array) -> jax.Array:
         if x.is_fully_replicated:

@@ -1,4 +1,4 @@
-"""Arguments that several subcommands share: those that become `options.Options`."""
+"""Arguments that several subcommands share: how to generate, and on how many hosts."""
 
 import argparse
 
@@ -55,6 +55,31 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
     add("--cache-blocks", type=int, metavar="N", help="outermost blocks that run even then (1)")
     add("--decode-chunk", type=int, metavar="N", help="frames decoded at a time (4)")
     add("--decode-tile", type=int, metavar="N", help="side of a tile in latents, for large frames")
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Adds how the processes of a run find each other; see `start_processes`."""
+    add = parser.add_argument_group(
+        "several hosts: the same command on each; TPU slices and SLURM need none of these"
+    ).add_argument
+    add("--coordinator", metavar="HOST:PORT", help="process 0 (JAX_COORDINATOR_ADDRESS)")
+    add("--process-count", type=int, metavar="N", help="processes of the run (JAX_NUM_PROCESSES)")
+    add("--process-index", type=int, metavar="I", help="this one, from 0 (JAX_PROCESS_ID)")
+    add("--lost-after", type=int, default=60, metavar="S", help="without a sign of life (60)")
+
+
+def start_processes(args: argparse.Namespace) -> None:
+    """Connects the processes of a run.
+
+    Raises:
+        ValueError: they are not described whole, or do not answer.
+    """
+    from stylecrafter_jax.processes import Given, Limits, start
+
+    if args.lost_after < 1:
+        raise ValueError(f"--lost-after must be at least 1 second, got {args.lost_after}")
+    given = Given(args.coordinator, args.process_count, args.process_index)
+    start(given, limits=Limits(lost=args.lost_after))
 
 
 def _float_or_none(text: str) -> float | str:

@@ -2,16 +2,26 @@
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
+
+from stylecrafter_jax.commands.arguments import add_processes, start_processes
 
 EXIT_STOPPED = 3
+EXIT_LOST = 4
 
 EPILOG = """\
 Run the same again to go on after a stop: the run continues where its newest checkpoint is, and
 ends as if it had never been stopped. SIGTERM and Ctrl-C finish the step, save and leave.
 
-exit status: 0 all steps are done, 3 stopped and saved, 1 an error (one line says which), 2 usage
+On several hosts run the same on each, with a RUN that all of them share. A signal to one stops all
+after the same step.
+
+exit status: 0 all steps are done, 3 stopped and saved, 1 an error (one line says which), 2 usage,
+4 another process of the run is gone (run all of them again to go on); where JAX's runtime sees
+that first, it ends the process by SIGABRT
 
 example:
   stylecrafter train configs/stage1_t2i.py --out runs/stage1 --set data.images=pictures
@@ -33,6 +43,7 @@ def add_parser(commands) -> None:
     add("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     add("--resume", action="store_true", help="refuse to begin anew if RUN holds no run")
     add("--quiet", action="store_true", help="no progress bar")
+    add_processes(parser)
     parser.set_defaults(run=_train)
 
     parser = commands.add_parser("merge", help="a training run -> bundle")
@@ -66,11 +77,13 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     """Trains; see `EPILOG` for the status."""
+    from stylecrafter_jax.processes import leads, several
     from stylecrafter_jax.programs import keep_on_disk
     from stylecrafter_jax.train.experiment import load_experiment, override
     from stylecrafter_jax.train.loop import train
     from stylecrafter_jax.train.runs import read_run
 
+    start_processes(args)
     keep_on_disk()
     # What Orbax's threads log with a traceback is raised as well, and becomes one line.
     for name in ("absl", "asyncio"):
@@ -78,16 +91,35 @@ def _train(args: argparse.Namespace) -> int:
     experiment = override(load_experiment(args.config), args.settings)
     if args.resume:
         read_run(args.out)
-    outcome = train(experiment, args.out, progress=not args.quiet)
+    try:
+        outcome = train(experiment, args.out, progress=not args.quiet)
+    except RuntimeError as error:
+        if not several():
+            raise
+        _leave(error)
     if outcome.finished:
-        print(args.out)
+        if leads():
+            print(args.out)
         return 0
+    if leads():
+        print(
+            f"stopped after step {outcome.step} of {experiment.train.steps}; run the same again "
+            "to go on",
+            file=sys.stderr,
+        )
+    return EXIT_STOPPED
+
+
+def _leave(error: Exception) -> NoReturn:
+    """Ends this process, which has lost another, without waiting for that one."""
+    reason = str(error).strip().splitlines()[0]
     print(
-        f"stopped after step {outcome.step} of {experiment.train.steps}; run the same again to go "
-        "on",
+        f"stylecrafter: another process of the run is gone; run all again to go on: {reason:.200}",
         file=sys.stderr,
     )
-    return EXIT_STOPPED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_LOST)
 
 
 def _merge(args: argparse.Namespace) -> int:

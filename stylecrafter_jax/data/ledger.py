@@ -90,6 +90,17 @@ class Ledger:
         }
         return {"read": dict(self.read), "refused": dict(self.refused), "faults": faults}
 
+    def merge(self, state: dict[str, Any]) -> None:
+        """Adds what `get_state` returned of another process's ledger."""
+        other = Ledger(self.max_bad_rate)
+        other.set_state(state)
+        for counts, more in ((self.read, other.read), (self.refused, other.refused)):
+            for source, count in more.items():
+                counts[source] = counts.get(source, 0) + count
+        for source, faults in other.quarantine.items():
+            listed = self.quarantine.setdefault(source, {})
+            listed.update({i: fault for i, fault in faults.items() if len(listed) < LISTED})
+
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes over what `get_state` returned."""
         self.read = dict(state["read"])

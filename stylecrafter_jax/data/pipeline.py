@@ -2,12 +2,11 @@
 
 Every batch is a function of (streams, seed, step): a run that starts at any step, with any number
 of processes and workers, sees what an uninterrupted one saw. Each epoch shuffles the records anew;
-batches run on across epochs. Of P processes each makes its Pth of the rows of every batch, in
-order. What a record's transform draws is a function of (seed, stream, epoch, record) alone.
+batches run on across epochs. Of several processes each makes the rows of every batch that its
+devices hold. What a record's transform draws is a function of (seed, stream, epoch, record) alone.
 """
 
 import dataclasses
-import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -77,8 +76,8 @@ def make_batches(
     streams: Sequence[Stream],
     *,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    blocks: Sequence[int] = (0,),
+    block_count: int = 1,
     shuffle: bool = True,
     repeat: bool = True,
     workers: int = 0,
@@ -97,8 +96,8 @@ def make_batches(
     Args:
         streams: what to draw from.
         seed: of order and transforms; at least 0.
-        process_index: which process this is.
-        process_count: how many share the data.
+        blocks: which of the `block_count` equal parts of a batch this process makes, ascending.
+        block_count: parts of a batch.
         shuffle: otherwise records come in order.
         repeat: epochs follow without end; otherwise one, without what fills no whole batch.
         workers: processes that prepare batches; 0 uses threads of this one, which is enough where
@@ -109,16 +108,16 @@ def make_batches(
     Raises:
         DataError: a source is too small, or batch sizes do not divide.
     """
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index must be below {process_count}, got {process_index}")
+    if not blocks or list(blocks) != sorted(set(blocks) & set(range(block_count))):
+        raise ValueError(f"blocks must be ascending and below {block_count}, got {blocks}")
     if not streams:
         raise ValueError("there are no streams to draw from")
     names = [stream.source.name for stream in streams]
     if len(set(names)) < len(names):
         raise DataError(f"sources must have different names, got {', '.join(names)}")
-    process = (process_index, process_count)
+    part = (tuple(blocks), block_count)
     datasets = [
-        _dataset(stream, number, seed=seed, process=process, shuffle=shuffle, repeat=repeat)
+        _dataset(stream, number, seed=seed, part=part, shuffle=shuffle, repeat=repeat)
         for number, stream in enumerate(streams)
     ]
     mix = _Mix(datasets, whole_weights([stream.weight for stream in streams]))
@@ -131,6 +130,7 @@ def make_batches(
     }
     return Batches(
         grain.MapDataset.select_from_datasets(datasets, mix),
+        mix,
         Ledger(max_bad_rate),
         identity,
         workers=workers,
@@ -149,6 +149,7 @@ class Batches:
     def __init__(
         self,
         dataset: grain.MapDataset,
+        mix: "_Mix",
         ledger: Ledger,
         identity: dict[str, Any],
         *,
@@ -159,7 +160,7 @@ class Batches:
             raise ValueError(f"wanted workers >= 0 and threads >= 1, got {workers}, {threads}")
         self.ledger = ledger
         self.step = 0
-        self._dataset, self._identity = dataset, identity
+        self._dataset, self._mix, self._identity = dataset, mix, identity
         self._workers, self._threads = workers, threads
         self._running: grain.DatasetIterator | None = None
 
@@ -173,6 +174,10 @@ class Batches:
             raise IndexError(f"there is no batch {step}")
         _, _, batch = cast(_Drawn, self._dataset[step])
         return batch
+
+    def stream_of(self, step: int) -> int:
+        """Returns the number of the stream that gives the batch of a step."""
+        return self._mix[step][0]
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -311,17 +316,17 @@ def _dataset(
     number: int,
     *,
     seed: int,
-    process: tuple[int, int],
+    part: tuple[tuple[int, ...], int],
     shuffle: bool,
     repeat: bool,
 ) -> grain.MapDataset:
     """Returns a process's rows of the batches of one stream as (source name, faults, arrays)."""
     records, batch_size = stream.records, stream.batch_size
-    index, count = process
+    blocks, count = part
     if batch_size < 1 or batch_size % count:
         raise DataError(
-            f"the batch size of {stream.source.name} must be a multiple of the {count} "
-            f"processes, got {batch_size}"
+            f"the batch size of {stream.source.name} must be a multiple of {count}, the parts "
+            f"that devices hold, got {batch_size}"
         )
     wanted = 1 if repeat else batch_size
     if records < wanted:
@@ -333,12 +338,24 @@ def _dataset(
         indices = indices.shuffle(seed=int(entropy.generate_state(1)[0]))
     indices = indices.repeat() if repeat else indices[: records // batch_size * batch_size]
     examples = indices.map_with_index(_Load(stream, number, seed))
-    collate = functools.partial(_collate, stream.source.name)
-    rows = examples.batch(batch_size // count, drop_remainder=True, batch_fn=collate)
-    return rows[index::count]
+    height = batch_size // count
+    rows = [block * height + row for block in blocks for row in range(height)]
+    load = _Rows(stream.source.name, examples, batch_size, tuple(rows))
+    return grain.MapDataset.range(len(examples) // batch_size).map(load)
 
 
-def _collate(source: str, examples: Sequence[tuple[Example, list[Fault]]]) -> _Drawn:
-    faults = [fault for _, faults in examples for fault in faults]
-    arrays = [example for example, _ in examples]
-    return source, faults, {name: np.stack([a[name] for a in arrays]) for name in arrays[0]}
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Reads some rows of a batch of one source."""
+
+    source: str
+    examples: grain.MapDataset
+    batch_size: int
+    rows: tuple[int, ...]
+
+    def __call__(self, batch: int) -> _Drawn:
+        first = batch * self.batch_size
+        read = [cast(tuple[Example, list[Fault]], self.examples[first + r]) for r in self.rows]
+        faults = [fault for _, faults in read for fault in faults]
+        arrays = [example for example, _ in read]
+        return self.source, faults, {n: np.stack([a[n] for a in arrays]) for n in arrays[0]}

@@ -1,6 +1,7 @@
 """A training run from start to end: build, restore, iterate, log, sample, save."""
 
 import contextlib
+import functools
 import math
 import signal
 import sys
@@ -24,26 +25,32 @@ from stylecrafter_jax.data.pipeline import make_batches
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.params import Params
-from stylecrafter_jax.sharding import batch_sharding, on_mesh, on_one_device, put_weights, run_mesh
+from stylecrafter_jax.processes import ElsewhereError, by_leader, leads, together
+from stylecrafter_jax.sharding import (
+    batch_sharding,
+    on_mesh,
+    on_one_device,
+    own_blocks,
+    put_weights,
+    run_mesh,
+)
 from stylecrafter_jax.train.experiment import Experiment
 from stylecrafter_jax.train.feature_fit import check_features
+from stylecrafter_jax.train.feed import Feed, own_ledger
 from stylecrafter_jax.train.goals import make_loss
 from stylecrafter_jax.train.metrics_log import MetricsLog
 from stylecrafter_jax.train.objective import are_pictures
 from stylecrafter_jax.train.optimizer import learning_rate, make_optimizer
-from stylecrafter_jax.train.runs import CHECKPOINTS, claim
+from stylecrafter_jax.train.runs import CHECKPOINTS, claim, is_run
 from stylecrafter_jax.train.samples import SAMPLES, Sampler, make_sampler
 from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import Start, load_start
-from stylecrafter_jax.train.step import TrainState, init_state, make_train_step
+from stylecrafter_jax.train.step import FAILED, STOP, TrainState, init_state, make_train_step
 from stylecrafter_jax.train.streams import check_size, make_streams
+from stylecrafter_jax.train.watch import Watch
 
 REFUSED = "refused.jsonl"
 Step = Callable[[TrainState, Params, dict[str, Any], jax.Array], tuple[TrainState, Any]]
-
-
-class TrainingError(ValueError):
-    """A run cannot go on; the message is one line that says why."""
 
 
 class Outcome(NamedTuple):
@@ -59,69 +66,107 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
     After a signal the step under way is finished and saved; a second one ends the process at once.
     The state after any step depends on the experiment alone, not on how often it was stopped.
 
+    Several processes, connected by `processes.start`, all call it with the same arguments and the
+    same folder. A signal to one of them stops all after the same step, and so does an error of one.
+
     Args:
         experiment: what to do.
-        run: the run's folder; see `runs`.
+        run: the run's folder; see `runs`. The first process alone writes there, checkpoints apart.
         progress: show a bar with the estimated time left on standard error.
 
     Raises:
         ConfigError, CheckpointError, DataError: the config, the bundle or the data cannot be used.
+        ElsewhereError: another process had an error; its message is here.
         TrainingError: too many updates in a row were not finite. Earlier checkpoints are intact.
         OSError: the metrics cannot be written; the state is saved if a checkpoint can be.
     """
+    settings = experiment.train
+    with contextlib.ExitStack() as stack:
+        parts = together(functools.partial(_prepare, experiment, run, stack))
+        by_leader(lambda: claim(run, experiment, parts.start.manifest))
+        together(lambda: _check_shared(run))
+        store = Store(run / CHECKPOINTS, keep_last=settings.keep_last, keep_best=settings.keep_best)
+        stack.callback(store.close)
+        mesh, tx = parts.mesh, parts.tx
+        state = put_weights(init_state(parts.start.trainable, tx), mesh)
+        if store.latest() is not None:
+            restored = store.restore(state)
+            state = restored.state
+            parts.ahead.set_state(own_ledger(restored.data))
+        done = int(state.step)
+        feed = Feed(parts.ahead, mesh, done)
+        # After the prefetched batches were given back, the ledger is that of the trained ones.
+        stack.callback(lambda: leads() and feed.ledger.write(run / REFUSED))
+        stack.enter_context(parts.ahead)
+        log = MetricsLog(run, done) if leads() else None
+        if log is not None:
+            stack.callback(log.close)
+        stop = stack.enter_context(stop_signals())
+        bar = stack.enter_context(
+            tqdm(
+                total=settings.steps,
+                initial=done,
+                unit="step",
+                disable=not (progress and leads()),
+            )
+        )
+        frozen = put_weights(parts.start.frozen, mesh)
+        loop = _Loop(experiment, mesh, frozen, *parts.steps, parts.sampler, feed, store, log, bar)
+        done = loop.iterate(state, done, stop)
+    refused = feed.ledger.summary()
+    if refused and leads():
+        print(f"{refused}; see {run / REFUSED}", file=sys.stderr)
+    return Outcome(done, done >= settings.steps)
+
+
+class _Parts(NamedTuple):
+    """What a run is made of before it has a folder; `steps` are those of pictures and of videos."""
+
+    start: Start
+    mesh: Mesh | None
+    ahead: DeviceBatches
+    sampler: Sampler | None
+    tx: optax.GradientTransformation
+    steps: tuple[Step | None, Step | None]
+
+
+def _prepare(experiment: Experiment, run: Path, stack: contextlib.ExitStack) -> _Parts:
+    """Returns the parts of a run; everything that can be wrong with its settings is found here."""
     stage, settings, data = STAGES[experiment.stage], experiment.train, experiment.data
-    frozen_dtype = jnp.dtype(settings.frozen_dtype)
     start = load_start(
         Path(experiment.bundle),
         stage,
-        frozen_dtype=frozen_dtype,
+        frozen_dtype=jnp.dtype(settings.frozen_dtype),
         seed=settings.seed,
         encoders=not check_features(experiment),
     )
     check_size(data, start.config)
     mesh = _mesh(experiment)
+    blocks, block_count = ([0], 1) if mesh is None else own_blocks(mesh)
     batches = make_batches(
         make_streams(data, start.tokenizer, styled=stage.styled),
         seed=settings.seed,
+        blocks=blocks,
+        block_count=block_count,
         workers=data.workers,
         threads=data.threads,
         max_bad_rate=data.max_bad_rate,
     )
-    sampler = make_sampler(experiment, start, run)
-    claim(run, experiment, start.manifest)
+    stack.callback(batches.close)
     tx = make_optimizer(experiment.optimizer, settings.steps)
     picture_step, video_step = (
         None if mode is None else build_step(experiment, start, tx, mode)
         for mode in (stage.image_mode, stage.video_mode)
     )
-    state = put_weights(init_state(start.trainable, tx), mesh)
-    frozen = put_weights(start.frozen, mesh)
-    with contextlib.ExitStack() as stack:
-        store = Store(run / CHECKPOINTS, keep_last=settings.keep_last, keep_best=settings.keep_best)
-        stack.callback(store.close)
-        # After the prefetched batches were given back, the ledger is that of the trained ones.
-        stack.callback(lambda: batches.ledger.write(run / REFUSED))
-        rows = None if mesh is None else batch_sharding(mesh)
-        ahead = stack.enter_context(DeviceBatches(batches, rows))
-        if store.latest() is not None:
-            restored = store.restore(state)
-            state = restored.state
-            ahead.set_state(restored.data)
-        done = int(state.step)
-        log = MetricsLog(run, done)
-        stack.callback(log.close)
-        stop = stack.enter_context(stop_signals())
-        bar = stack.enter_context(
-            tqdm(total=settings.steps, initial=done, unit="step", disable=not progress)
-        )
-        loop = _Loop(
-            experiment, mesh, frozen, picture_step, video_step, sampler, ahead, store, log, bar
-        )
-        done = loop.iterate(state, done, stop)
-    refused = batches.ledger.summary()
-    if refused:
-        print(f"{refused}; see {run / REFUSED}", file=sys.stderr)
-    return Outcome(done, done >= settings.steps)
+    ahead = DeviceBatches(batches, None if mesh is None else batch_sharding(mesh))
+    sampler = make_sampler(experiment, start, run)
+    return _Parts(start, mesh, ahead, sampler, tx, (picture_step, video_step))
+
+
+def _check_shared(run: Path) -> None:
+    """Refuses a run's folder that the first process has and this one has not."""
+    if not is_run(run):
+        raise ConfigError(f"{run} is not the folder that process 0 has; all hosts must share it")
 
 
 def _mesh(experiment: Experiment) -> Mesh | None:
@@ -137,6 +182,12 @@ def _mesh(experiment: Experiment) -> Mesh | None:
         mesh = run_mesh(wanted.data, wanted.fsdp, rows=rows)
     except ValueError as error:
         raise ConfigError(f"mesh: {error}") from error
+    held = {device.process_index for device in mesh.devices.flat}
+    if len(held) < jax.process_count():
+        raise ConfigError(
+            f"mesh: {dict(mesh.shape)} has devices of {len(held)} of {jax.process_count()} "
+            "processes; all must take part"
+        )
     return None if mesh.size == 1 else mesh
 
 
@@ -158,137 +209,93 @@ class _Loop(NamedTuple):
     picture_step: Step | None
     video_step: Step | None
     sampler: Sampler | None
-    batches: DeviceBatches
+    feed: Feed
     store: Store
-    log: MetricsLog
+    log: MetricsLog | None
     bar: tqdm
 
     def iterate(self, state: TrainState, done: int, stop: threading.Event) -> int:
         """Returns the number of steps done at the end, whose state is saved."""
         settings = self.experiment.train
-        watch = _Watch(self.log, settings.max_skipped, done)
+        watch = Watch(self.log, settings.max_skipped, done)
         key, saved = jax.random.key(settings.seed), done
-        rate = learning_rate(self.experiment.optimizer, settings.steps)
+        verdict = self.feed.verdict(watch.halt, stop.is_set())
         while done < settings.steps:
             try:
-                batch = next(self.batches)
-            except DataError:
+                drawn = self.feed.next(stop.is_set())
+            except (DataError, OSError, ElsewhereError):
                 self._save(done, state, watch, saved)
                 raise
-            index = batch.pop("index")
+            if drawn is None:
+                break
+            batch, index = drawn
             step = self.picture_step if are_pictures(batch) else self.video_step
             assert step is not None, "the experiment allows only sources that its stage can use"
             with on_mesh(self.mesh):  # of the step alone: samples are made on one device
                 state, metrics = step(state, self.frozen, batch, key)
             done += 1
             watch.add(done, metrics, index)
-            stopped = stop.is_set()
-            last = stopped or done == settings.steps
-            if last or done % settings.log_every == 0:
-                values = watch.values()
-                values["learning_rate"] = np.asarray(rate(done - 1 - int(values["skipped"]))).item()
-                try:
-                    self.log.write(done, values)
-                except OSError:
-                    self._save(done, state, watch, saved)
-                    raise
-                self.bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             # A checkpoint that is due at a step that was skipped waits for the next healthy one.
-            if last or done // settings.save_every > saved // settings.save_every:
+            due = done // settings.save_every > saved // settings.save_every
+            sampling = self.sampler is not None and done % self.sampler.every == 0
+            logging = done % settings.log_every == 0
+            if due or sampling or logging or done == settings.steps:
+                watch.settle()
+            verdict = self.feed.verdict(watch.halt, stop.is_set())
+            if verdict == FAILED:
+                break
+            last = verdict == STOP or done == settings.steps
+            if last or logging:
+                self._write(done, watch)
+            if last or due:
                 saved = self._save(done, state, watch, saved)
-            if self.sampler and done % self.sampler.every == 0 and not stopped:
+            if self.sampler and sampling and verdict != STOP:
                 self._sample(self.sampler, done, state, watch)
             self.bar.update()
-            if stopped:
+            if verdict == STOP:
                 break
+        if verdict == FAILED or self.feed.error is not None:
+            done = int(state.step)  # the steps since were taken by no process
+            self._save(done, state, watch, saved)
         self.store.wait()
+        self.feed.check()
         return done
 
-    def _save(self, done: int, state: TrainState, watch: "_Watch", saved: int) -> int:
+    def _write(self, done: int, watch: Watch) -> None:
+        """Writes the metrics of a step; what cannot be written ends the run."""
+        values = watch.values()
+        rate = learning_rate(self.experiment.optimizer, self.experiment.train.steps)
+        values["learning_rate"] = np.asarray(rate(done - 1 - int(values["skipped"]))).item()
+        if self.log is not None:
+            try:
+                self.log.write(done, values)
+            except OSError as error:
+                self.feed.fail(error)
+        self.bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+
+    def _save(self, done: int, state: TrainState, watch: Watch, saved: int) -> int:
         """Begins to save a healthy state; returns the step of the newest checkpoint."""
         watch.settle()
         if watch.unhealthy or done == saved:
             return saved
-        self.store.save(done, state, self.batches.get_state(), watch.mean_loss())
+        self.store.save(done, state, self.feed.state(done), watch.mean_loss())
         return done
 
-    def _sample(self, sampler: Sampler, done: int, state: TrainState, watch: "_Watch") -> None:
+    def _sample(self, sampler: Sampler, done: int, state: TrainState, watch: Watch) -> None:
         """Writes samples; a full disk, full memory or overflow there is no reason to end a run."""
         watch.settle()
         begun = time.perf_counter()
         weights = state.ema if self.experiment.samples.use_ema else state.trainable
+        weights = on_one_device({**self.frozen, **weights})
+        if self.log is None:
+            return
         try:
-            grid = sampler(done, on_one_device({**self.frozen, **weights}))
+            grid = sampler(done, weights)
             self.log.write_image(done, SAMPLES, grid)
         except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
             reason = str(error).splitlines()[0]
             tqdm.write(f"step {done}: no samples: {reason}", file=sys.stderr)
         watch.leave_out(time.perf_counter() - begun)
-
-
-class _Watch:
-    """Looks at each step's metrics, one step late so that the device never waits for the host.
-
-    Attributes:
-        unhealthy: updates skipped in a row, up to the last step looked at.
-    """
-
-    def __init__(self, log: MetricsLog, max_skipped: int, done: int):
-        self.unhealthy = 0
-        self._log, self._max_skipped = log, max_skipped
-        self._waiting: tuple[int, Any, np.ndarray] | None = None
-        self._values: dict[str, float] = {}
-        self._losses: list[float] = []
-        self._since = (time.perf_counter(), done)
-        self._last = done
-
-    def add(self, step: int, metrics: Any, index: np.ndarray) -> None:
-        """Takes a step's metrics, still being computed, and looks at those of the step before."""
-        self.settle()
-        self._waiting = (step, metrics, index)
-
-    def settle(self) -> None:
-        """Waits for the metrics taken last.
-
-        Raises:
-            TrainingError: too many steps in a row were skipped.
-        """
-        if self._waiting is None:
-            return
-        (step, metrics, index), self._waiting = self._waiting, None
-        self._last = step
-        self._values = {name: np.asarray(value).item() for name, value in metrics.items()}
-        loss = self._values["loss"]
-        if math.isfinite(loss) and math.isfinite(self._values["grad_norm"]):
-            self.unhealthy = 0
-            self._losses.append(loss)
-            return
-        self.unhealthy += 1
-        records = np.ravel(index).tolist()
-        self._log.write_skipped(step, loss, records)
-        tqdm.write(f"step {step} skipped: loss {loss}, records {records}", file=sys.stderr)
-        if self.unhealthy >= self._max_skipped:
-            raise TrainingError(
-                f"the loss was not finite in {self.unhealthy} steps in a row, the last is {step}; "
-                "earlier checkpoints are intact; try a lower optimizer.learning_rate"
-            )
-
-    def values(self) -> dict[str, float]:
-        """Returns the metrics of the last step, and the seconds per step since the last call."""
-        self.settle()
-        now = time.perf_counter()
-        (before, step), self._since = self._since, (now, self._last)
-        return {**self._values, "seconds": (now - before) / max(1, self._last - step)}
-
-    def leave_out(self, seconds: float) -> None:
-        """Does not count time that was spent on something else than steps."""
-        begun, step = self._since
-        self._since = (begun + seconds, step)
-
-    def mean_loss(self) -> float:
-        """Returns the mean loss of the healthy steps since the last call."""
-        losses, self._losses = self._losses, []
-        return float(np.mean(losses)) if losses else math.inf
 
 
 @contextlib.contextmanager

@@ -12,6 +12,11 @@ from jaxtyping import Array, Bool, Int, Key
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.sharding import stay_split
 
+# Where several processes train, a row of their batch for each group of devices: whether the process
+# goes on, wants to stop, or failed and has no batch.
+HALT = "halt"
+GO, STOP, FAILED = range(3)
+
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 # (all parameters, batch, key) -> (loss, metrics)
@@ -59,7 +64,8 @@ def make_train_step(
     Under `jax.set_mesh` the state leaves it as `sharding.put_weights` lays it.
 
     A step whose loss or gradient is not finite leaves weights, average and optimizer as they were
-    and counts in `skipped`. The key of step i is `fold_in(key, i)`.
+    and counts in `skipped`. The key of step i is `fold_in(key, i)`. If `HALT` is in the batch, its
+    largest entry is among the metrics, and if that is `FAILED`, the state stays as it was.
 
     Args:
         loss: of all parameters, trainable and frozen; only the trainable get a gradient.
@@ -76,6 +82,9 @@ def make_train_step(
 
     @functools.partial(jax.jit, donate_argnames="state")
     def train_step(state: TrainState, frozen: Params, batch: Batch, key: Key[Array, ""]):
+        batch, halts = dict(batch), batch.get(HALT)
+        said = {} if halts is None else {HALT: jnp.max(batch.pop(HALT))}
+        here = jnp.bool_(True) if halts is None else said[HALT] < FAILED
         key = jax.random.fold_in(key, state.step)
         if accumulate == 1:
             (value, metrics), grads = gradient(state.trainable, frozen, batch, key)
@@ -88,15 +97,17 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         ema = optax.incremental_update(trainable, state.ema, 1.0 - ema_decay)
+        applied = healthy & here
         new = TrainState(
-            step=state.step + 1,
-            skipped=state.skipped + (1 - healthy.astype(jnp.int32)),
-            trainable=_where(healthy, trainable, state.trainable),
-            ema=_where(healthy, ema, state.ema),
-            opt_state=_where(healthy, opt_state, state.opt_state),
+            step=state.step + here,
+            skipped=state.skipped + (here & ~healthy),
+            trainable=_where(applied, trainable, state.trainable),
+            ema=_where(applied, ema, state.ema),
+            opt_state=_where(applied, opt_state, state.opt_state),
         )
         new = stay_split(new)
-        return new, {"loss": value, "grad_norm": norm, "skipped": new.skipped, **metrics}
+        measured = {"loss": value, "grad_norm": norm, "skipped": new.skipped}
+        return new, {**measured, **said, **metrics}
 
     return train_step
 

@@ -87,8 +87,8 @@ def test_processes_share_the_batches_of_one(count, workers):
         return make_batches(
             streams,
             seed=4,
-            process_index=index,
-            process_count=count,
+            blocks=[index],
+            block_count=count,
             max_bad_rate=1.0,
             workers=workers,
         )
@@ -102,7 +102,7 @@ def test_processes_share_the_batches_of_one(count, workers):
 
 def test_a_run_goes_on_in_another_number_of_processes():
     def batches(index, count):
-        own = {"process_index": index, "process_count": count}
+        own = {"blocks": [index], "block_count": count}
         return make_batches([stream(Numbers(10), 4)], seed=9, **own)
 
     wanted = take(batches(0, 1), 8)
@@ -115,6 +115,24 @@ def test_a_run_goes_on_in_another_number_of_processes():
         shared.append(take(own, 5))
     for whole, *parts in zip(wanted[3:], *shared, strict=True):
         equal([whole], [{name: np.concatenate([p[name] for p in parts]) for name in whole}])
+
+
+def test_a_process_may_make_parts_that_do_not_follow_each_other():
+    def batches(**part):
+        return make_batches([stream(Numbers(30), 8)], seed=3, **part)
+
+    own = take(batches(blocks=[1, 3], block_count=4), 5)
+    equal(own, [{n: x[[2, 3, 6, 7]] for n, x in b.items()} for b in take(batches(), 5)])
+    for blocks in ([], [1, 0], [4], [0, 0]):
+        with pytest.raises(ValueError, match="ascending and below 4"):
+            batches(blocks=blocks, block_count=4)
+
+
+def test_which_stream_a_step_takes_is_known_before_it_is_read():
+    streams = [stream(Numbers(10, name="a"), weight=3), stream(Numbers(7, name="b"), 2)]
+    batches = make_batches(streams, seed=1)
+    sizes = [len(batch["index"]) for batch in take(batches, 12)]
+    assert [(4, 2)[batches.stream_of(step)] for step in range(12)] == sizes
 
 
 def test_draws_differ_between_epochs_and_between_streams():
@@ -172,7 +190,7 @@ def test_streams_are_mixed_by_their_exact_weights():
         assert sorted(sizes[start : start + 5]) == [1, 1, 1, 1, 16]
     for index in range(2):  # the processes of a run agree on the kind of every batch
         double = [dataclasses.replace(s, batch_size=2 * s.batch_size) for s in streams]
-        other = make_batches(double, seed=0, process_index=index, process_count=2)
+        other = make_batches(double, seed=0, blocks=[index], block_count=2)
         assert [len(b["index"]) for b in take(other, 20)] == sizes[:20]
     indices = [b["index"] for b in take(make_batches(streams, seed=0), 50) if len(b["index"]) == 1]
     for epoch in range(4):
@@ -256,8 +274,8 @@ def test_one_epoch_ends_without_the_remainder_and_alike_on_all_processes():
         batches = make_batches(
             [stream(Numbers(11), 4)],
             seed=0,
-            process_index=index,
-            process_count=2,
+            blocks=[index],
+            block_count=2,
             shuffle=False,
             repeat=False,
         )
@@ -268,8 +286,8 @@ def test_one_epoch_ends_without_the_remainder_and_alike_on_all_processes():
 
 
 def test_wrong_sizes_are_one_line():
-    with pytest.raises(DataError, match="multiple of the 3 processes, got 4"):
-        make_batches([stream(Numbers(10))], seed=0, process_count=3)
+    with pytest.raises(DataError, match="must be a multiple of 3, .*, got 4"):
+        make_batches([stream(Numbers(10))], seed=0, block_count=3)
     with pytest.raises(DataError, match="has 3 records, wanted at least 4"):
         make_batches([stream(Numbers(3))], seed=0, repeat=False)
     with pytest.raises(DataError, match="different names"):

@@ -23,12 +23,13 @@ from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.train import loop, runs
-from stylecrafter_jax.train.loop import TrainingError, train
+from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.metrics_log import MetricsLog, read_metrics
 from stylecrafter_jax.train.optimizer import make_optimizer
 from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import load_start
 from stylecrafter_jax.train.step import init_state, make_train_step
+from stylecrafter_jax.train.watch import TrainingError
 from tests.train.conftest import changed, toy_loss
 
 ROOT = Path(__file__).parents[2]

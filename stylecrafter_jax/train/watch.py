@@ -1,0 +1,96 @@
+"""What a run looks at after each step: losses, updates that were skipped, who wants to stop."""
+
+import math
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from stylecrafter_jax.processes import gathered, leads
+from stylecrafter_jax.train.metrics_log import MetricsLog
+from stylecrafter_jax.train.step import FAILED, GO, HALT
+
+
+class TrainingError(ValueError):
+    """A run cannot go on; the message is one line that says why."""
+
+
+class Watch:
+    """Looks at each step's metrics, one step late so that the device never waits for the host.
+
+    All processes of a run look at the same steps at the same places of their programs.
+
+    Args:
+        log: where skipped steps are noted; None on processes that write nothing.
+        max_skipped: so many updates skipped in a row end the run.
+        done: steps done before.
+
+    Attributes:
+        unhealthy: updates skipped in a row, up to the last step looked at.
+        halt: what the processes said with the last step looked at; see `step.HALT`.
+    """
+
+    def __init__(self, log: MetricsLog | None, max_skipped: int, done: int):
+        self.unhealthy = 0
+        self.halt = GO
+        self._log, self._max_skipped = log, max_skipped
+        self._waiting: tuple[int, Any, np.ndarray] | None = None
+        self._values: dict[str, float] = {}
+        self._losses: list[float] = []
+        self._since = (time.perf_counter(), done)
+        self._last = done
+
+    def add(self, step: int, metrics: Any, index: np.ndarray) -> None:
+        """Takes a step's metrics, still being computed, and looks at those of the step before."""
+        self.settle()
+        self._waiting = (step, metrics, index)
+
+    def settle(self) -> None:
+        """Waits for the metrics taken last.
+
+        Raises:
+            TrainingError: too many steps in a row were skipped.
+        """
+        if self._waiting is None:
+            return
+        (step, metrics, index), self._waiting = self._waiting, None
+        values = {name: np.asarray(value).item() for name, value in metrics.items()}
+        self.halt = int(values.pop(HALT, GO))
+        if self.halt == FAILED:
+            return  # no process took this step
+        self._last, self._values = step, values
+        loss = values["loss"]
+        if math.isfinite(loss) and math.isfinite(values["grad_norm"]):
+            self.unhealthy = 0
+            self._losses.append(loss)
+            return
+        self.unhealthy += 1
+        records = [number for part in gathered(np.ravel(index).tolist()) for number in part]
+        if self._log is not None:
+            self._log.write_skipped(step, loss, records)
+        if leads():
+            tqdm.write(f"step {step} skipped: loss {loss}, records {records}", file=sys.stderr)
+        if self.unhealthy >= self._max_skipped:
+            raise TrainingError(
+                f"the loss was not finite in {self.unhealthy} steps in a row, the last is {step}; "
+                "earlier checkpoints are intact; try a lower optimizer.learning_rate"
+            )
+
+    def values(self) -> dict[str, float]:
+        """Returns the metrics of the last step, and the seconds per step since the last call."""
+        self.settle()
+        now = time.perf_counter()
+        (before, step), self._since = self._since, (now, self._last)
+        return {**self._values, "seconds": (now - before) / max(1, self._last - step)}
+
+    def leave_out(self, seconds: float) -> None:
+        """Does not count time that was spent on something else than steps."""
+        begun, step = self._since
+        self._since = (begun + seconds, step)
+
+    def mean_loss(self) -> float:
+        """Returns the mean loss of the healthy steps since the last call."""
+        losses, self._losses = self._losses, []
+        return float(np.mean(losses)) if losses else math.inf
