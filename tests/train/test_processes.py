@@ -84,17 +84,17 @@ def test_the_model_itself_trains_in_two_and_in_four_processes(tmp_path, shared, 
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path, shared):
     folder, straight = tmp_path / "run", tmp_path / "straight"
-    long = changed(shared, train__steps=120, train__save_every=1000)
+    long = changed(shared, train__steps=24, train__save_every=1000)
     config = write_config(long, tmp_path / "config.py")
     processes = launch(2, ["train", config, "--out", folder, "--quiet"], TOY="1")
-    until(folder, 20)
+    until(folder, 5)
     processes[1].send_signal(signal.SIGTERM)
     ended = finish(processes)
     assert [process.status for process in ended] == [3, 3]
     store = Store(folder / "checkpoints")
     (stopped,) = store.steps()
     store.close()
-    assert f"stopped after step {stopped} of 120" in ended[0].err
+    assert f"stopped after step {stopped} of 24" in ended[0].err
     assert [process.status for process in run(long, folder, 2, TOY="1")] == [0, 0]
     assert [process.status for process in run(long, straight, 2, TOY="1")] == [0, 0]
     assert losses(folder) == losses(straight)
@@ -142,11 +142,11 @@ def test_what_is_wrong_on_one_host_is_one_line_on_all(tmp_path, shared):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_process_that_is_killed_does_not_leave_the_other_waiting(tmp_path, shared, killed):
     folder, alone = tmp_path / "run", tmp_path / "alone"
-    long = changed(shared, train__steps=300, train__save_every=20)
+    long = changed(shared, train__steps=60, train__save_every=5)
     config = write_config(long, tmp_path / "config.py")
     arguments = ["train", config, "--out", folder, "--quiet", "--lost-after", 10]
     processes = launch(2, arguments, TOY="1")
-    until(folder, 30)
+    until(folder, 12)
     processes[killed].kill()
     ended = finish(processes, seconds=60)
     assert ended[1 - killed].status in (4, -signal.SIGABRT)
@@ -154,4 +154,4 @@ def test_a_process_that_is_killed_does_not_leave_the_other_waiting(tmp_path, sha
         (process,) = run(long, where, 1, devices=4, TOY="1")
         assert process.status == 0, process.err
     np.testing.assert_allclose(losses(folder), losses(alone), rtol=LOSS)
-    assert len(losses(folder)) == 300
+    assert len(losses(folder)) == 60
