@@ -1,13 +1,20 @@
-"""Meshes of devices, and where batches and weights lie on them."""
+"""Meshes of devices, and where batches and weights lie on them.
+
+The axes of a mesh, outermost first: `data` and `fsdp` split the rows of a batch; `fsdp` splits
+weights as well, which are gathered where they are used; `frames` splits each video; `tensor` splits
+heads and channels. Devices of the inner axes talk most, so they lie next to each other.
+"""
 
 import contextlib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import (
     AbstractMesh,
     AxisType,
@@ -17,49 +24,122 @@ from jax.sharding import (
     SingleDeviceSharding,
 )
 
-from stylecrafter_jax.kernels.sharded import BATCH_AXES
+from stylecrafter_jax.kernels.sharded import BATCH_AXES, FRAMES, TENSOR
 
+AXES = (*BATCH_AXES, FRAMES, TENSOR)
 # Smaller arrays are held whole on every device: gathering them costs more than they weigh.
 SMALLEST_SPLIT = 2**16
 # How an argument lies on a mesh: its rows split, as weights, or whole on every device.
 Layout = Literal["rows", "weights", "whole"]
 
+# Parameter name -> how its last axes are split; the first match wins. What enters an attention or a
+# feed-forward has its outputs split over `tensor`, what leaves it its inputs, so that the channels
+# between blocks are whole on every device.
+_IN, _OUT = ("fsdp", TENSOR), (TENSOR, "fsdp")
+RULES = (
+    (r"/to_[qkv](_style)?/kernel$", _IN),
+    (r"/to_out\.0/kernel$", _OUT),
+    (r"/ff/net\.0\.proj/kernel$", _IN),
+    (r"/ff/net\.2/kernel$", _OUT),
+    (r"/self_attn/[qkv]_proj/kernel$", _IN),
+    (r"/self_attn/out_proj/kernel$", _OUT),
+    (r"/mlp/fc1/kernel$|/mlp\.c_fc/kernel$", _IN),
+    (r"/mlp/fc2/kernel$|/mlp\.c_proj/kernel$", _OUT),
+    (r"/in_layers\.2/kernel$|/emb_layers\.1/kernel$", _IN),
+    (r"/out_layers\.3/kernel$", _OUT),
+    (r"/in_proj_weight$|embedding$", ("fsdp", None)),
+    (r"/kernel$|/proj$", ("fsdp", None)),
+    (r"", ()),
+)
 
-def make_mesh(devices: np.ndarray, *, fsdp: int = 1) -> Mesh:
-    """Returns the devices as groups of `fsdp` that hold one copy of the weights between them.
+
+def make_mesh(devices: np.ndarray, *, fsdp: int = 1, frames: int = 1, tensor: int = 1) -> Mesh:
+    """Returns the devices as a mesh, the rest of them along `data`.
+
+    TPUs are put where the inner axes are neighbours; of several slices each has its part of `data`,
+    the only axis whose messages go between slices.
 
     Raises:
-        ValueError: the devices are no whole number of such groups.
+        ValueError: the devices are no whole number of such groups, or the slices none of `data`.
     """
-    if devices.size % fsdp:
-        raise ValueError(f"{devices.size} devices are no multiple of fsdp {fsdp}")
-    return Mesh(devices.reshape(-1, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    group = fsdp * frames * tensor
+    if devices.size % group:
+        wanted = " ".join(
+            f"{name} {n}" for name, n in zip(AXES[1:], (fsdp, frames, tensor), strict=True) if n > 1
+        )
+        raise ValueError(f"{devices.size} devices are no multiple of {wanted}")
+    shape = (devices.size // group, fsdp, frames, tensor)
+    flat = sorted(devices.flat, key=lambda d: (_slice(d), d.process_index, d.id))
+    slices = len({_slice(device) for device in flat})
+    if shape[0] % slices:
+        raise ValueError(f"data {shape[0]} cannot be split over {slices} slices")
+    if slices > 1:
+        inner = (shape[0] // slices, *shape[1:])
+        placed = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1), flat)
+    elif flat[0].platform == "tpu" and math.prod(shape[1:]) > 1:
+        placed = mesh_utils.create_device_mesh(shape, flat, allow_split_physical_axes=True)
+    else:
+        placed = np.array(flat).reshape(shape)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slice(device: Any) -> int:
+    """Returns the slice of a TPU; other devices are in one."""
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
 def run_mesh(
-    data: int | None, fsdp: int, *, rows: int, devices: Sequence[Any] | None = None
+    data: int | None,
+    fsdp: int = 1,
+    frames: int = 1,
+    tensor: int = 1,
+    *,
+    rows: int,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """Returns `data` groups of `fsdp` devices, the first ones there are.
+    """Returns `data` groups of devices, the first ones there are.
 
     Args:
         data: groups; None takes as many as there are devices for and the rows can be split over.
-        fsdp: devices that hold one copy of the weights between them.
-        rows: that every device is to have the same number of.
+        fsdp: parts of the weights of a group.
+        frames: parts of a video.
+        tensor: parts of the heads and channels.
+        rows: of which every `data` and `fsdp` part is to have the same number.
         devices: all that there are.
 
     Raises:
         ValueError: there are fewer, or the rows cannot be split over them.
     """
     devices = jax.devices() if devices is None else devices
+    inner = frames * tensor
     if data is None:
-        fitting = (n for n in range(len(devices) // fsdp, 0, -1) if rows % (n * fsdp) == 0)
-        data = next(fitting, 1)
-    count = data * fsdp
+        most = len(devices) // (fsdp * inner)
+        data = next((n for n in range(most, 0, -1) if rows % (n * fsdp) == 0), 1)
+    count = data * fsdp * inner
+    sizes = zip(AXES, (data, fsdp, frames, tensor), strict=True)
+    axes = " ".join(f"{name}={n}" for name, n in sizes if n > 1 or name in BATCH_AXES)
     if count > len(devices):
-        raise ValueError(f"data={data} fsdp={fsdp} takes {count} devices, got {len(devices)}")
-    if rows % count:
-        raise ValueError(f"data={data} fsdp={fsdp}: {rows} rows cannot be split over {count}")
-    return make_mesh(np.array(devices[:count]), fsdp=fsdp)
+        raise ValueError(f"{axes} takes {count} devices, got {len(devices)}")
+    if rows % (data * fsdp):
+        raise ValueError(f"{axes}: {rows} rows cannot be split over {data * fsdp}")
+    return make_mesh(np.array(devices[:count]), fsdp=fsdp, frames=frames, tensor=tensor)
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Returns the sizes of a mesh such as `data=2,frames=4`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.strip().partition("=")
+        if name not in AXES or not size.isdecimal() or int(size) < 1 or name in sizes:
+            raise ValueError(
+                f"a mesh is such as data=2,frames=4, of {', '.join(AXES)}; got {text!r}"
+            )
+        sizes[name] = int(size)
+    return sizes
 
 
 def on_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
@@ -68,7 +148,7 @@ def on_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns where a batch lies: its rows, over all devices."""
+    """Returns where a batch lies: its rows, over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -82,17 +162,38 @@ def own_blocks(mesh: Mesh) -> tuple[list[int], int]:
     return sorted({rows[0].start or 0 for rows in held.values() if rows is not None}), count
 
 
-def weight_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> PartitionSpec:
-    """Returns how an array of weights, or of what an optimizer keeps of them, is split.
+def weight_spec(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...]) -> PartitionSpec:
+    """Returns how a parameter, or what an optimizer keeps of it, is split: by `RULES`.
 
-    Its longest side that the group divides is split over the group; small arrays are not split.
+    An axis of the mesh that does not divide its side is left out; `fsdp` then takes the longest
+    side that it divides. Small arrays are not split.
     """
-    group = mesh.shape["fsdp"]
-    sides = [i for i, side in enumerate(shape) if side % group == 0]
-    if group == 1 or not sides or math.prod(shape) < SMALLEST_SPLIT:
+    wanted: tuple[str | None, ...] = next(
+        rule for pattern, rule in RULES if re.search(pattern, name)
+    )
+    if math.prod(shape) < SMALLEST_SPLIT or not wanted:
         return PartitionSpec()
-    longest = max(sides, key=lambda i: shape[i])
-    return PartitionSpec(*[None] * longest, "fsdp")
+    sides: list[str | None] = [None] * len(shape)
+    for place, axis in zip(range(-len(wanted), 0), wanted, strict=True):
+        if axis and len(shape) >= -place and mesh.shape[axis] > 1:
+            sides[place] = axis if shape[place] % mesh.shape[axis] == 0 else None
+    free = [i for i, axis in enumerate(sides) if not axis and shape[i] % mesh.shape["fsdp"] == 0]
+    if mesh.shape["fsdp"] > 1 and "fsdp" not in sides and free:
+        sides[max(free, key=lambda i: shape[i])] = "fsdp"
+    return PartitionSpec(*sides) if any(sides) else PartitionSpec()
+
+
+def weight_specs(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
+    """Returns how every array of a tree is split: by the name of the parameter that it is, or of.
+
+    Flat parameters have their names as keys; so have the optimizer's moments, inside its state.
+    """
+
+    def spec(path: tuple[Any, ...], x: Any) -> PartitionSpec:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return weight_spec(mesh, str(names[-1]) if names else "", x.shape)
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
 
 
 def put_weights(tree: Any, mesh: Mesh | None) -> Any:
@@ -100,14 +201,14 @@ def put_weights(tree: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return tree
 
-    def put(x):
-        sharding = NamedSharding(mesh, weight_spec(mesh, x.shape))
+    def put(x: Any, spec: PartitionSpec) -> jax.Array:
+        sharding = NamedSharding(mesh, spec)
         if sharding.is_fully_addressable:
             return jax.device_put(x, sharding)
         host = np.asarray(x)  # every process has it whole, and gives its devices their parts
         return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(put, tree, weight_specs(mesh, tree))
 
 
 def stay_split(tree: Any) -> Any:
@@ -115,9 +216,7 @@ def stay_split(tree: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return tree
-    return jax.tree.map(
-        lambda x: jax.lax.with_sharding_constraint(x, weight_spec(mesh, x.shape)), tree
-    )
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, weight_specs(mesh, tree))
 
 
 def on_one_device(tree: Any) -> Any:
@@ -125,9 +224,11 @@ def on_one_device(tree: Any) -> Any:
 
     Where other processes hold parts of them, all processes must call it.
     """
-    far = [
-        x for x in jax.tree.leaves(tree) if not (x.is_fully_replicated or x.is_fully_addressable)
-    ]
+
+    def is_far(x: jax.Array) -> bool:
+        return not (x.is_fully_replicated or x.is_fully_addressable)
+
+    far = [x for x in jax.tree.leaves(tree) if is_far(x)]
     if far:
         everywhere = NamedSharding(far[0].sharding.mesh, PartitionSpec())
         tree = jax.jit(lambda x: x, out_shardings=everywhere)(tree)
@@ -142,13 +243,18 @@ def on_one_device(tree: Any) -> Any:
 
 def placed(tree: Any, layout: Layout, mesh: Mesh) -> Any:
     """Returns abstract arrays that lie on a mesh, for a tree of arrays, abstract or not."""
-    if mesh.size == 1:
-        where = SingleDeviceSharding(mesh.devices.flat[0])
-    else:
-        where = batch_sharding(mesh) if layout == "rows" else NamedSharding(mesh, PartitionSpec())
 
-    def place(x):
-        own = NamedSharding(mesh, weight_spec(mesh, x.shape)) if layout == "weights" else where
+    def place(x: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        one = SingleDeviceSharding(mesh.devices.flat[0])
+        own = one if mesh.size == 1 else NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own)
 
-    return jax.tree.map(place, tree)
+    if layout == "weights":
+        return jax.tree.map(place, tree, weight_specs(mesh, tree))
+    spec = PartitionSpec(BATCH_AXES) if layout == "rows" else PartitionSpec()
+    return jax.tree.map(lambda x: place(x, spec), tree)
+
+
+def axes_of(mesh: Mesh) -> Mapping[str, int]:
+    """Returns the axes of a mesh that split something, with their sizes."""
+    return {name: size for name, size in mesh.shape.items() if size > 1}

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Array, Shaped
 
 from stylecrafter_jax.kernels.dispatch import target
-from stylecrafter_jax.kernels.sharded import devices_of_rows
+from stylecrafter_jax.kernels.sharded import devices_in_use
 
 CACHE_BYTES = 16 * 2**20
 
@@ -23,7 +23,7 @@ def parts(rows: int, row_bytes: int) -> int:
         rows: how many there are.
         row_bytes: what is held at a time for each of them.
     """
-    if target() != "cpu" or devices_of_rows() > 1:
+    if target() != "cpu" or devices_in_use() > 1:
         return 1
     fitting = max(1, CACHE_BYTES // row_bytes)
     return next(p for p in range(1, rows + 1) if rows % p == 0 and rows // p <= fitting)

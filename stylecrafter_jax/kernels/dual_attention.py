@@ -37,7 +37,7 @@ from stylecrafter_jax.kernels.dispatch import (
 from stylecrafter_jax.kernels.dual_attention_sizes import Sizes
 from stylecrafter_jax.kernels.lanes import LANES
 from stylecrafter_jax.kernels.self_attention import attention
-from stylecrafter_jax.kernels.sharded import devices_of_rows, over_rows, uneven
+from stylecrafter_jax.kernels.sharded import devices_in_use, over_rows, split_heads, uneven
 
 EPSILON = 1e-5
 TOKENS = 1024  # of text and style together: keys and values stay on chip
@@ -84,14 +84,15 @@ def dual_attention(
         missing = missing or f"{tokens} tokens"
     if not styled:
         missing = missing or "a batch without a style"
-    if devices_of_rows() > 1:
+    if devices_in_use() > 1:
         some = f"a style for {styled} of {rows} rows on several devices"
-        missing = missing or uneven(rows) or (some if styled < rows else None)
+        missing = missing or uneven(rows, q.shape[1]) or (some if styled < rows else None)
+        missing = missing or ("heads on several devices" if split_heads() else None)
     taken = chosen(impl, fastest=fastest(), missing=missing)
     by_row, norm = (q, text_k, text_v, style_k, style_v, gain), (norm_scale, norm_bias)
     if taken == "pallas":
         kernel = functools.partial(fused, heads=heads, platform=body_platform())
-        return over_rows(kernel, by_row, norm)
+        return over_rows(kernel, by_row, norm, queries=True)
     return (reference if taken == "reference" else xla)(*by_row, *norm, heads=heads)
 
 
@@ -123,7 +124,7 @@ def xla(
 
     def attend(q, k, v):
         q, k, v = (rearrange(x, "b n (m e) -> b n m e", m=heads) for x in (q, k, v))
-        return rearrange(attention(q, k, v), "b n m e -> b n (m e)")
+        return rearrange(attention(q, k, v, queries=True), "b n m e -> b n (m e)")
 
     styled = style_k.shape[0]
     text = attend(q, text_k, text_v)

@@ -4,6 +4,7 @@
 JAX's flash attention for TPU, `cudnn` cuDNN's for NVIDIA GPUs. None takes them for long sequences.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from stylecrafter_jax.kernels import cache
 from stylecrafter_jax.kernels.dispatch import multiplied, target
-from stylecrafter_jax.kernels.sharded import over_rows, uneven
+from stylecrafter_jax.kernels.sharded import over_rows, split_videos, uneven
 
 SelfImplementation = Literal["xla", "splash", "cudnn"]
 # Logits of more bytes than this are not held at once: rows of the batch are attended in groups.
@@ -35,6 +36,7 @@ def attention(
     mask: Bool[Array, "#b n l"] | None = None,
     *,
     impl: SelfImplementation | None = None,
+    queries: bool = False,
 ) -> Float[Array, "b n m e"]:
     """Returns softmax(q k^T / sqrt(e)) v for every head; logits and softmax are float32.
 
@@ -44,22 +46,29 @@ def attention(
         v: values.
         mask: True where attended.
         impl: None takes the fastest that covers the arguments where the program will run.
+        queries: `q` holds those of all frames, one frame after the other, which several devices may
+            split; otherwise frames are among the rows.
 
     Raises:
         NotImplementedError: `impl` does not cover the arguments.
     """
     long = min(q.shape[1], k.shape[1]) >= LONG
-    covering = [name for name in RUN if not _missing(name, q, k, mask)]
+    cut = uneven(q.shape[0], q.shape[1] if queries else None)
+    own = q.shape[1] if cut or not queries else q.shape[1] // split_videos()
+    covering = [name for name in RUN if not _missing(name, q, k, mask, cut, own)]
     taken: str = impl or (covering[-1] if long else "xla")
-    missing = _missing(taken, q, k, mask)
+    missing = _missing(taken, q, k, mask, cut, own)
     if missing:
         raise NotImplementedError(f"{taken} attention does not cover {missing}")
-    if mask is not None or uneven(q.shape[0]):
+    if mask is not None or cut:
         return RUN[taken](q, k, v, mask)
-    return over_rows(lambda *rows: RUN[taken](*rows, None), (q, k, v))
+    whole = functools.partial(RUN[taken], mask=None)
+    return over_rows(whole, (q, k, v), queries=queries, heads=q.shape[2])
 
 
-def _missing(impl: str, q: Array, k: Array, mask: Array | None) -> str | None:
+def _missing(
+    impl: str, q: Array, k: Array, mask: Array | None, cut: str | None, queries: int
+) -> str | None:
     """Returns what an implementation does not cover."""
     if impl == "xla":
         return None
@@ -67,9 +76,9 @@ def _missing(impl: str, q: Array, k: Array, mask: Array | None) -> str | None:
         return f"the platform {target()}"
     if mask is not None:
         return "a mask"
-    if uneven(q.shape[0]):
-        return uneven(q.shape[0])
-    lengths = q.shape[1], k.shape[1]
+    if cut:
+        return cut
+    lengths = queries, k.shape[1]
     if impl == "splash" and not all(any(n % block == 0 for block in BLOCKS) for n in lengths):
         return f"{lengths[0]} queries and {lengths[1]} keys"
     if impl == "cudnn" and q.dtype not in (jnp.bfloat16, jnp.float16):

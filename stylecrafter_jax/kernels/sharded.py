@@ -1,36 +1,72 @@
-"""Kernels over a mesh: every device works on its own rows, since rows do not meet in attention."""
+"""Work over a mesh: kernels on each device's own rows, and frames or positions split over devices.
+
+A mesh has the axes `data` and `fsdp`, which split the rows of a batch, `frames`, which splits a
+video, and `tensor`, which splits heads and channels. Layers within a frame have their frames split;
+layers over the frames have their positions split, and the data change places in between.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 
 import jax
+from einops import rearrange
 from jax.sharding import PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 # The mesh axes that a batch is split over, outermost first.
 BATCH_AXES = ("data", "fsdp")
+FRAMES, TENSOR = "frames", "tensor"
+_ANY = PartitionSpec.UNCONSTRAINED
 
 
-def _axes() -> tuple[str, ...]:
-    """Returns the axes over which rows are still to be split."""
+def _size(*axes: str) -> int:
+    """Returns over how many devices these axes of the mesh in use still split something."""
     mesh = jax.sharding.get_abstract_mesh()
-    return tuple(a for a in BATCH_AXES if a in mesh.shape and a not in mesh.manual_axes)
+    return math.prod(mesh.shape[axis] for axis in _open(axes))
 
 
-def devices_of_rows() -> int:
-    """Returns over how many devices of the mesh in use the rows of a batch are split."""
+def _open(axes: Sequence[str]) -> tuple[str, ...]:
     mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[axis] for axis in _axes())
+    return tuple(a for a in axes if a in mesh.shape and a not in mesh.manual_axes)
 
 
-def uneven(rows: int) -> str | None:
-    """Returns what about so many rows keeps them from being split evenly; None if nothing does."""
-    devices = devices_of_rows()
-    return f"{rows} rows on {devices} devices" if rows % devices else None
+def devices_in_use() -> int:
+    """Returns over how many devices of the mesh in use work is split, or may be."""
+    return _size(*BATCH_AXES, FRAMES, TENSOR)
+
+
+def split_videos() -> int:
+    """Returns over how many devices the frames of a video are split."""
+    return _size(FRAMES)
+
+
+def split_heads() -> bool:
+    """Returns whether the heads of an attention are split over devices."""
+    return _size(TENSOR) > 1
+
+
+def uneven(rows: int, queries: int | None = None) -> str | None:
+    """Returns what keeps rows from being split evenly; None if nothing does.
+
+    Args:
+        rows: of a batch; of its frames too, unless these are among the queries.
+        queries: of each row, where these are those of all frames, one frame after the other.
+    """
+    axes = (*BATCH_AXES, FRAMES) if queries is None else BATCH_AXES
+    if rows % _size(*axes):
+        return f"{rows} rows on {_size(*axes)} devices"
+    if queries is not None and queries % _size(FRAMES):
+        return f"{queries} queries on {_size(FRAMES)} devices"
+    return None
 
 
 def over_rows(
-    function: Callable[..., Array], by_row: Sequence[Array], shared: Sequence[Array] = ()
+    function: Callable[..., Array],
+    by_row: Sequence[Array],
+    shared: Sequence[Array] = (),
+    *,
+    queries: bool = False,
+    heads: int | None = None,
 ) -> Array:
     """Returns `function(*by_row, *shared)`, computed on each device for its own rows.
 
@@ -40,12 +76,55 @@ def over_rows(
         function: computes rows of its result from the same rows of `by_row`.
         by_row: arrays whose rows (axis 0) are split; their number is even, see `uneven`.
         shared: arrays that every device has whole.
+        queries: the first array holds the queries of all frames of a row along axis 1, and so does
+            the result: frames are split there, not along the rows.
+        heads: of the arrays by row, along axis 2; they are split if their number is even.
     """
-    if devices_of_rows() == 1:
+    if devices_in_use() == 1:
         return function(*by_row, *shared)
     mesh = jax.sharding.get_abstract_mesh()
-    rows = PartitionSpec(_axes())
-    specs = (*[rows] * len(by_row), *[PartitionSpec()] * len(shared))
+    rows = _open(BATCH_AXES) if queries else _open((*BATCH_AXES, FRAMES))
+    tensor = _size(TENSOR)
+    by_head = (TENSOR,) if tensor > 1 and heads is not None and heads % tensor == 0 else ()
+    first = PartitionSpec(rows, *_open((FRAMES,)) if queries else (None,), *by_head)
+    others = PartitionSpec(rows, None, *by_head) if by_head else PartitionSpec(rows)
+    specs = (first, *[others] * (len(by_row) - 1), *[PartitionSpec()] * len(shared))
+    if not by_head and not queries:
+        first = PartitionSpec(rows)
+        specs = (first, *specs[1:])
     # Pallas does not say over which axes its results vary, so this cannot be checked.
-    split = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    split = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=first, check_vma=False)
     return split(*by_row, *shared)
+
+
+def split_frames(x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+    """Has the devices hold their own videos and, of these, their own frames."""
+    if devices_in_use() == 1:
+        return x
+    rows = _open(BATCH_AXES) if x.shape[0] % _size(*BATCH_AXES) == 0 else _ANY
+    frames = FRAMES if _open((FRAMES,)) and x.shape[1] % _size(FRAMES) == 0 else _ANY
+    spec = PartitionSpec(rows, frames, *[_ANY] * (x.ndim - 2))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def over_positions(
+    function: Callable[[Array], Array], x: Float[Array, "b f h w c"]
+) -> Float[Array, "b f h w d"]:
+    """Returns `function(x)`, computed by each device for all frames of its own positions.
+
+    Args:
+        function: of videos; it may change the channels, and mixes frames but no positions, unless
+            in the statistics of a norm.
+        x: videos whose frames are split, as they are in the result.
+    """
+    count, (height, width) = _size(FRAMES), x.shape[2:4]
+    if count == 1 or height * width % count or x.shape[1] % count:
+        return function(x)
+
+    def turned(y: Array) -> Array:
+        spec = PartitionSpec(_ANY, None, FRAMES, None, _ANY)
+        return jax.lax.with_sharding_constraint(y, spec)
+
+    merged = split_frames(rearrange(x, "b f h w c -> b f (h w) 1 c"))
+    out = split_frames(turned(function(turned(merged))))
+    return rearrange(out, "b f (h w) 1 c -> b f h w c", h=height, w=width)

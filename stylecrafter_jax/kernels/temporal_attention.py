@@ -35,7 +35,7 @@ from stylecrafter_jax.kernels.dispatch import (
     width_of_head,
 )
 from stylecrafter_jax.kernels.lanes import LANES
-from stylecrafter_jax.kernels.sharded import over_rows, uneven
+from stylecrafter_jax.kernels.sharded import over_rows, split_heads, uneven
 from stylecrafter_jax.kernels.temporal_attention_sizes import Sizes
 
 FRAMES = 64
@@ -72,6 +72,7 @@ def temporal_attention(
     if q.shape[1] > FRAMES:
         missing = missing or f"{q.shape[1]} frames"
     missing = missing or uneven(q.shape[0])
+    missing = missing or ("heads on several devices" if split_heads() else None)
     taken = chosen(impl, fastest=fastest(), missing=missing)
     by_row, tables = (q, k, v), (table_k, table_v)
     if taken == "pallas":

@@ -169,7 +169,8 @@ class DualCrossAttention(nn.Module, kw_only=True):
             frames = rows.shape[1]
             q = rearrange(rows, "b f n (m e) -> b (f n) m e", m=self.heads)
             k, v = (rearrange(y, "b l (m e) -> b l m e", m=self.heads) for y in (k, v))
-            return rearrange(attention(q, k, v), "b (f n) m e -> b f n (m e)", f=frames)
+            out = attention(q, k, v, queries=True)
+            return rearrange(out, "b (f n) m e -> b f n (m e)", f=frames)
 
         q = tiled(dense("to_q")(x), text.shape[0])
         if kv is None:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from stylecrafter_jax.kernels.cache import in_parts
+from stylecrafter_jax.kernels.sharded import over_positions
 
 RESNET_EPSILON = 1e-5
 TRANSFORMER_EPSILON = 1e-6
@@ -217,6 +218,10 @@ class TemporalConv(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+        return self.convolved(x) if self.spatial else over_positions(self.convolved, x)
+
+    def convolved(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+        """The convolutions, on all frames of some positions; of all, where they mix them."""
         wide = (3, 3, 3) if self.spatial else (3, 1, 1)
         # The convolution's index counts the original's dropout layer, absent from conv1.
         layers = (("conv1", 2, wide), ("conv2", 3, wide), ("conv3", 3, (3, 1, 1)))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from stylecrafter_jax.kernels.cache import in_parts, parts
 from stylecrafter_jax.kernels.dispatch import Implementation
+from stylecrafter_jax.kernels.sharded import over_positions
 from stylecrafter_jax.models.attention import (
     ContextKV,
     DualCrossAttention,
@@ -213,6 +214,16 @@ class TemporalTransformer(nn.Module, kw_only=True):
         mask: Bool[Array, "1 f f"] | None = None,
         context_mask: Bool[Array, "b l"] | None = None,
     ) -> Float[Array, "b f h w c"]:
+        return over_positions(lambda y: self.over_frames(y, context, mask, context_mask), x)
+
+    def over_frames(
+        self,
+        x: Float[Array, "b f h w c"],
+        context: Float[Array, "b l d"] | None,
+        mask: Bool[Array, "1 f f"] | None,
+        context_mask: Bool[Array, "b l"] | None,
+    ) -> Float[Array, "b f h w c"]:
+        """The transformer, on all frames of some positions."""
         b, frames, height, width, channels = x.shape
         residual = x
         norm = GroupNorm(

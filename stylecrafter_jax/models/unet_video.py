@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from stylecrafter_jax import params as weights
 from stylecrafter_jax.config import Fusion, UNetConfig
 from stylecrafter_jax.kernels.dispatch import Implementation
+from stylecrafter_jax.kernels.sharded import split_frames
 from stylecrafter_jax.models.attention import ContextKV, context_kv
 from stylecrafter_jax.models.layers import (
     RESNET_EPSILON,
@@ -226,11 +227,12 @@ class UNetVideo(nn.Module, kw_only=True):
         def run(block, h, skip=None):
             for layer in block:
                 times = (emb, projected.get(layer.name))
-                h = self.run_layer(layer, h, times, (text, style, style_scale, kv), temporal, skip)
+                contexts = (text, style, style_scale, kv)
+                h = split_frames(self.run_layer(layer, h, times, contexts, temporal, skip))
                 skip = None
             return h
 
-        h = x.astype(self.dtype)
+        h = split_frames(x.astype(self.dtype))
         skips = []
         wanted = len(plan.input) // 3
         if features is not None and len(features) != wanted:

@@ -199,15 +199,19 @@ class MeshConfig:
     Attributes:
         data: groups of devices, each with one copy of the weights and its own rows of a batch; None
             takes as many as there are devices for and the batches can be split over.
-        fsdp: devices of a group, which hold its copy of the weights between them.
+        fsdp: parts of that copy, gathered where they are used; rows are split over them as well.
+        frames: parts of a video, for clips too long or too large for one device.
+        tensor: parts of the heads and channels of attention, feed-forward and convolutions.
     """
 
     data: int | None = None
     fsdp: int = 1
+    frames: int = 1
+    tensor: int = 1
 
     def __post_init__(self):
-        _in_range("mesh.data", self.data, 1)
-        _in_range("mesh.fsdp", self.fsdp, 1)
+        for name in ("data", "fsdp", "frames", "tensor"):
+            _in_range(f"mesh.{name}", getattr(self, name), 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

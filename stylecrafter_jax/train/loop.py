@@ -27,6 +27,7 @@ from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.processes import ElsewhereError, by_leader, leads, together
 from stylecrafter_jax.sharding import (
+    axes_of,
     batch_sharding,
     on_mesh,
     on_one_device,
@@ -179,14 +180,14 @@ def _mesh(experiment: Experiment) -> Mesh | None:
     batches = [(data.images, data.image_batch), (data.videos, data.video_batch)]
     rows = math.gcd(*(batch // parts for source, batch in batches if source))
     try:
-        mesh = run_mesh(wanted.data, wanted.fsdp, rows=rows)
+        mesh = run_mesh(wanted.data, wanted.fsdp, wanted.frames, wanted.tensor, rows=rows)
     except ValueError as error:
         raise ConfigError(f"mesh: {error}") from error
     held = {device.process_index for device in mesh.devices.flat}
     if len(held) < jax.process_count():
         raise ConfigError(
-            f"mesh: {dict(mesh.shape)} has devices of {len(held)} of {jax.process_count()} "
-            "processes; all must take part"
+            f"mesh: {axes_of(mesh)} has devices of {len(held)} of {jax.process_count()} processes; "
+            "all must take part"
         )
     return None if mesh.size == 1 else mesh
 

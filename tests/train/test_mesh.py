@@ -72,11 +72,12 @@ def test_any_mesh_trains_as_one_device_and_goes_on_on_another(tmp_path, eight, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4), (4, 2), (2, 1)])
-def test_the_model_itself_trains_on_a_mesh_as_on_one_device(tmp_path, eight, quick, data, fsdp):
+@pytest.mark.parametrize("sizes", [(8, 1), (1, 8), (2, 4), (2, 1), (2, 2, 1, 2), (2, 1, 2, 2)])
+def test_the_model_itself_trains_on_a_mesh_as_on_one_device(tmp_path, eight, quick, sizes):
     one, split = tmp_path / "one", tmp_path / "split"
     train(eight, one, progress=False)
-    train(on(eight, data, fsdp), split, progress=False)
+    mesh = dict(zip(("data", "fsdp", "frames", "tensor"), sizes, strict=False))
+    train(changed(eight, mesh=mesh), split, progress=False)
     assert_same(one, split)
 
 

@@ -1,0 +1,154 @@
+"""Any mesh computes what one device computes; every rule splits something."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from stylecrafter_jax import sharding
+from stylecrafter_jax.config import ModelConfig
+from stylecrafter_jax.models.networks import networks, parameter_shapes
+from stylecrafter_jax.sharding import RULES, make_mesh, parse_mesh, put_weights, weight_spec
+from tests.conftest import SMALL
+from tests.parity import weights as drawn
+
+QUICK = {"xla_backend_optimization_level": 0}
+MESHES = {
+    "data": {},
+    "fsdp": {"fsdp": 8},
+    "tensor": {"tensor": 2},
+    "frames": {"frames": 4},
+    "all": {"fsdp": 2, "frames": 2, "tensor": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def everything_is_split(monkeypatch):
+    if jax.device_count() < 8:
+        pytest.skip("eight devices are not here")
+    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
+
+
+@functools.cache
+def problem():
+    """The UNet's squared output, by its weights, on eight videos of four frames."""
+    nets = networks(SMALL)
+    params = {
+        name: jnp.asarray(drawn.tensor(name, shape.shape))
+        for name, shape in parameter_shapes(SMALL).items()
+        if name.startswith("unet/")
+    }
+    rng = np.random.default_rng(0)
+    sizes = {"x": (8, 4, 2, 4, 4), "text": (8, 5, 24), "style": (8, 3, 24)}
+    batch = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    batch["t"] = np.linspace(0, 900, 8).astype(np.float32)
+
+    def loss(params, batch):
+        out = nets.unet(params, batch["x"], batch["t"], batch["text"], batch["style"], mode="video")
+        return jnp.mean(jnp.square(out)), out
+
+    return params, batch, jax.value_and_grad(loss, has_aux=True)
+
+
+@functools.cache
+def on_one_device():
+    params, batch, gradient = problem()
+    return jax.jit(gradient, compiler_options=QUICK)(params, batch)
+
+
+def compiled(mesh, function, params, batch):
+    rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
+    placed = put_weights(params, mesh), jax.device_put(batch, rows)
+    with jax.set_mesh(mesh):
+        return jax.jit(function).lower(*placed).compile(QUICK), placed
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_loss_gradients_and_output_are_those_of_one_device(name):
+    params, batch, gradient = problem()
+    mesh = make_mesh(np.array(jax.devices()[:8]), **MESHES[name])
+    program, placed = compiled(mesh, gradient, params, batch)
+    (loss, out), grads = program(*placed)
+    (wanted, wanted_out), wanted_grads = on_one_device()
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    np.testing.assert_allclose(out, wanted_out, atol=1e-4)
+    # Some gradients are zero but for rounding: a bias before the norm of a single channel.
+    largest = max(float(jnp.abs(grad).max()) for grad in wanted_grads.values())
+    for parameter, grad in wanted_grads.items():
+        scale = max(float(jnp.abs(grad).max()), 0.01 * largest)
+        np.testing.assert_allclose(
+            grads[parameter] / scale, grad / scale, atol=1e-4, err_msg=parameter
+        )
+
+
+def test_every_rule_matches_a_parameter_of_the_full_size_model_and_none_is_forgotten():
+    names = list(parameter_shapes(ModelConfig()))
+    first = [
+        next(i for i, (pattern, _) in enumerate(RULES) if re.search(pattern, name))
+        for name in names
+    ]
+    assert set(first) == set(range(len(RULES)))
+    mesh = make_mesh(np.array(jax.devices()[:8]), fsdp=2, tensor=2)
+    shapes = parameter_shapes(ModelConfig())
+    whole = sum(np.prod(shape.shape) for shape in shapes.values())
+    held = sum(
+        np.prod(NamedSharding(mesh, weight_spec(mesh, name, shape.shape)).shard_shape(shape.shape))
+        for name, shape in shapes.items()
+    )
+    assert held < 0.5 * whole  # fsdp alone would make it a half
+
+
+def test_moments_lie_as_their_parameters():
+    mesh = make_mesh(np.array(jax.devices()[:8]), fsdp=4, tensor=2)
+    name = "unet/middle_block.1/transformer_blocks.0/attn1/to_q/kernel"
+    trained = {name: jnp.ones((64, 64)), "unet/out.2/bias": jnp.ones(4)}
+    state = put_weights(optax.adamw(1e-3).init(trained), mesh)
+    moments = state[0]
+    for tree in (moments.mu, moments.nu):
+        assert tree[name].sharding.spec == PartitionSpec("fsdp", "tensor")
+        assert tree["unet/out.2/bias"].is_fully_replicated
+    assert moments.count.is_fully_replicated
+
+
+def test_an_axis_that_does_not_divide_its_side_is_left_out():
+    mesh = make_mesh(np.array(jax.devices()[:8]), fsdp=4, tensor=2)
+    spec = functools.partial(weight_spec, mesh)
+    assert spec("a/to_q/kernel", (63, 64)) == PartitionSpec(None, "tensor")
+    assert spec("a/to_q/kernel", (64, 63)) == PartitionSpec("fsdp", None)
+    assert spec("a/conv/kernel", (3, 3, 4, 63)) == PartitionSpec(None, None, "fsdp", None)
+    assert spec("a/conv/kernel", (3, 3, 6, 64)) == PartitionSpec(None, None, None, "fsdp")
+    assert spec("a/to_q/kernel", (7, 9)) == PartitionSpec()
+
+
+def test_meshes_are_read_from_text():
+    assert parse_mesh("data=2, frames=4") == {"data": 2, "frames": 4}
+    for wrong in ("data", "data=0", "model=2", "data=2,data=2", "data=-1", ""):
+        with pytest.raises(ValueError, match="a mesh is such as data=2,frames=4"):
+            parse_mesh(wrong)
+
+
+class Chip:
+    """A device as a mesh sees it, of a machine that is not here."""
+
+    platform, device_kind = "tpu", "unknown"
+
+    def __init__(self, number, slice_index):
+        self.id, self.process_index = number, number // 4
+        self.slice_index, self.core_on_chip = slice_index, 0
+        self.coords = (number // 2 % 2, number // 4, 0)  # each slice is 2x2
+
+
+def test_slices_share_the_data_axis_alone():
+    chips = np.array([Chip(i, slice_index=i % 2) for i in range(8)])
+    mesh = make_mesh(chips, frames=2)
+    by_group = [{chip.slice_index for chip in group.flat} for group in mesh.devices]
+    assert by_group == [{0}, {0}, {1}, {1}]
+    with pytest.raises(ValueError, match="data 1 cannot be split over 2 slices"):
+        make_mesh(chips, frames=8)
+    with pytest.raises(ValueError, match="8 devices are no multiple of frames 3"):
+        make_mesh(chips, frames=3)
