@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from stylecrafter_jax.commands import data, new, planning, train
-from stylecrafter_jax.commands.arguments import add_sampling, add_size, add_speed
+from stylecrafter_jax.commands.arguments import add_mesh, add_sampling, add_size, add_speed
 from stylecrafter_jax.commands.interruptible import EXIT_INTERRUPTED
 
 EXIT_ERROR = 1
@@ -132,6 +132,7 @@ def _add_generate(commands) -> None:
     add("--overwrite", action="store_true", help="replace results that are in the way")
     add("--quiet", action="store_true", help="nothing but warnings and errors on standard error")
     add_speed(parser)
+    add_mesh(parser)
     parser.set_defaults(run=_generate)
 
 

@@ -1,6 +1,7 @@
 """Prompt and style images in, frames out."""
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
@@ -20,6 +22,7 @@ from stylecrafter_jax.config import ModelConfig
 from stylecrafter_jax.denoiser import Condition
 from stylecrafter_jax.diffusion.samplers import noise_to_start
 from stylecrafter_jax.diffusion.schedules import make_schedule
+from stylecrafter_jax.kernels.sharded import devices_of_rows, over_rows
 from stylecrafter_jax.media.images import clip_pixels, load_style_image
 from stylecrafter_jax.media.video import to_uint8
 from stylecrafter_jax.models.networks import Networks, networks, parameter_shapes
@@ -28,6 +31,7 @@ from stylecrafter_jax.params import Params
 from stylecrafter_jax.programs import Programs
 from stylecrafter_jax.request import Request, StyleImage, check_requests, reference_weights
 from stylecrafter_jax.sampling import CARRY, first_noise, latent_shape, make_sampling
+from stylecrafter_jax.sharding import on_mesh, on_one_device, put_weights
 from stylecrafter_jax.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -59,6 +63,7 @@ class StyleCrafter:
         dtype: Any = None,
         param_dtype: Any = None,
         keep_encoders: bool = True,
+        mesh: Mesh | None = None,
     ):
         """Takes the weights; each part goes to the default device when it is first used.
 
@@ -71,6 +76,7 @@ class StyleCrafter:
                 the bundle's.
             keep_encoders: keep both CLIP towers on the device between calls; otherwise they are
                 moved there for each call and freed.
+            mesh: devices to work together on every batch, see `sharding`; None is the default one.
         """
         self.config = config
         self.tokenizer = tokenizer
@@ -79,6 +85,7 @@ class StyleCrafter:
         self.schedule = make_schedule(config.schedule)
         self.programs = Programs()
         self.styled = any(name.startswith("adapter/") for name in params)
+        self.mesh = mesh
         self._host = params
         self._keep_encoders = keep_encoders
         self._param_dtype = param_dtype
@@ -91,7 +98,7 @@ class StyleCrafter:
 
         Args:
             bundle: the folder.
-            **settings: dtype, param_dtype, keep_encoders of the constructor.
+            **settings: dtype, param_dtype, keep_encoders, mesh of the constructor.
 
         Raises:
             CheckpointError: the folder is no complete bundle; every wrong tensor is named.
@@ -160,8 +167,9 @@ class StyleCrafter:
         if start is None and options.strength != 1.0:
             raise ValueError(f"strength {options.strength} needs frames to start from")
         with self._lock:
-            condition = self.encode(requests, options)
-            latents = self.sample(condition, requests, options, start, progress=progress)
+            with on_mesh(self.mesh):
+                condition = self.encode(requests, options)
+                latents = self.sample(condition, requests, options, start, progress=progress)
             return to_uint8(self.decode(latents, options))
 
     def encode(self, requests: Sequence[Request], options: Resolved) -> Condition:
@@ -269,12 +277,26 @@ class StyleCrafter:
     ) -> Float[np.ndarray, "b f h w 3"]:
         """Returns the pixels of scaled latents, mostly in [-1, 1]."""
         vae = self._part("vae")
+        with on_mesh(self.mesh):
+            devices = devices_of_rows()
+        own = min(options.decode_chunk, math.ceil(latents.shape[0] * latents.shape[1] / devices))
+
+        def decode(vae, z):
+            return over_rows(lambda z, vae: self.networks.vae_decode(vae, z), (z,), (vae,))
+
+        def decode_rows(z):
+            if self.mesh is None:
+                return self.programs.run("decode", decode, vae, z)
+            with on_mesh(self.mesh):
+                pixels = self.programs.run("decode", decode, vae, np.asarray(z))
+            return on_one_device(pixels)
+
         return decode_frames(
-            lambda z: self.programs.run("decode", self.networks.vae_decode, vae, z),
-            latents,
+            decode_rows,
+            latents if self.mesh is None else on_one_device(latents),
             scale_factor=self.config.vae.scale_factor,
             factor=self.config.vae.downsampling,
-            chunk=options.decode_chunk,
+            chunk=own * devices,
             tile=options.decode_tile,
         )
 
@@ -302,7 +324,8 @@ class StyleCrafter:
                 self._host = {k: v for k, v in self._host.items() if k not in own}
             if self._param_dtype is not None and not name.endswith("_encoder"):
                 own = weights.cast(own, self._param_dtype)
-            self._device[name] = jax.block_until_ready(jax.device_put(own))
+            there = jax.device_put(own) if self.mesh is None else put_weights(own, self.mesh)
+            self._device[name] = jax.block_until_ready(there)
         return self._device[name]
 
     @contextlib.contextmanager

@@ -77,7 +77,11 @@ class Programs:
         return self._compiled[signature]
 
     def _compile(self, function, args: tuple[Any, ...], donate: tuple[int, ...]):
-        return jax.jit(function, donate_argnums=donate).lower(*args).compile(self._options)
+        settings: dict[str, Any] = {"donate_argnums": donate}
+        mesh = jax.sharding.get_abstract_mesh()
+        if donate and not mesh.empty:  # what takes an argument's place lies where that lay
+            settings["out_shardings"] = jax.tree.map(lambda x: x.sharding, args[donate[0]])
+        return jax.jit(function, **settings).lower(*args).compile(self._options)
 
     def run(self, key: Hashable, function: Callable[..., Any], *args: Any) -> Any:
         """Returns `function(*args)`, compiled; see `get`."""

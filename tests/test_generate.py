@@ -2,6 +2,7 @@ import functools
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +14,9 @@ from stylecrafter_jax.diffusion.guidance import Guidance
 from stylecrafter_jax.generate import StyleCrafter
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.options import Options
+from stylecrafter_jax.programs import Programs
 from stylecrafter_jax.request import Request
+from stylecrafter_jax.sharding import run_mesh
 
 # Batches of other sizes are other programs, which round otherwise; on CPU in float32 the results
 # may differ by one level of 256, no more.
@@ -276,3 +279,21 @@ def test_bfloat16_weights_and_compute_stay_near_float32(small_bundle, make, styl
     assert half.dtype.name == "bfloat16"
     # 8 bits of mantissa through a few dozen layers: a few of 255 levels.
     assert levels_apart(frames, make(request, **gentle)) <= 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"frames": 4}, {"data": 2, "frames": 2}, {"fsdp": 2}])
+def test_devices_that_work_together_make_what_one_makes(small_bundle, small_model, sizes):
+    if jax.device_count() < 4:
+        pytest.skip("four devices are not here")
+    sizes = dict(sizes)
+    data = sizes.pop("data", 1)
+    mesh = run_mesh(data, **sizes, rows=data * sizes.get("fsdp", 1))
+    model = StyleCrafter.load(small_bundle, mesh=mesh)
+    model.programs = Programs({"xla_backend_optimization_level": 0})
+    style = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    settings = {"steps": 3, "progress": lambda done, steps: None}
+    wanted = small_model(["a thing", "another"], style, **settings)
+    found = model(["a thing", "another"], style, **settings)
+    # Rounding may put a value on the other side of a half.
+    assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 1

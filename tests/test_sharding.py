@@ -1,5 +1,6 @@
 """Any mesh computes what one device computes; every rule splits something."""
 
+import collections
 import functools
 import re
 
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from stylecrafter_jax import sharding
 from stylecrafter_jax.config import ModelConfig
 from stylecrafter_jax.models.networks import networks, parameter_shapes
+from stylecrafter_jax.models.unet_video import unet_plan
 from stylecrafter_jax.sharding import RULES, make_mesh, parse_mesh, put_weights, weight_spec
 from tests.conftest import SMALL
 from tests.parity import weights as drawn
@@ -25,6 +27,10 @@ MESHES = {
     "frames": {"frames": 4},
     "all": {"fsdp": 2, "frames": 2, "tensor": 2},
 }
+
+MESSAGES = re.compile(
+    r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+)
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +90,31 @@ def test_loss_gradients_and_output_are_those_of_one_device(name):
         np.testing.assert_allclose(
             grads[parameter] / scale, grad / scale, atol=1e-4, err_msg=parameter
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("data", set()),
+        ("fsdp", {"all-gather"}),  # of weights
+        ("frames", {"all-to-all", "all-reduce"}),
+    ],
+)
+def test_messages_are_those_that_are_meant_and_no_others(name, wanted):
+    params, batch, _ = problem()
+
+    def run(params, batch):
+        own = (batch[key] for key in ("x", "t", "text", "style"))
+        return networks(SMALL).unet(params, *own, mode="video")
+
+    mesh = make_mesh(np.array(jax.devices()[:8]), **MESHES[name])
+    program, _ = compiled(mesh, run, params, batch)
+    found = collections.Counter(MESSAGES.findall(program.as_text()))
+    assert set(found) == wanted
+    if name == "frames":
+        temporal = sum(layer.kind == "temporal" for layer in unet_plan(SMALL.unet).layers)
+        # To positions and back; and mean and variance of the norm that runs over all frames.
+        assert found == {"all-to-all": 2 * temporal, "all-reduce": 2 * temporal}
 
 
 def test_every_rule_matches_a_parameter_of_the_full_size_model_and_none_is_forgotten():

@@ -1,6 +1,7 @@
 """Arguments that several subcommands share: how to generate, and on how many hosts."""
 
 import argparse
+from typing import Any
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +56,30 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
     add("--cache-blocks", type=int, metavar="N", help="outermost blocks that run even then (1)")
     add("--decode-chunk", type=int, metavar="N", help="frames decoded at a time (4)")
     add("--decode-tile", type=int, metavar="N", help="side of a tile in latents, for large frames")
+
+
+def add_mesh(parser: argparse.ArgumentParser) -> None:
+    """Adds over which devices one batch is spread; see `read_mesh`."""
+    parser.add_argument(
+        "--mesh",
+        metavar="AXES",
+        help="devices that work on a batch together, such as data=2,frames=4 (one)",
+    )
+
+
+def read_mesh(text: str | None) -> Any:
+    """Returns the mesh that `--mesh` names; None without one.
+
+    Raises:
+        ValueError: it names no mesh, or more devices than there are.
+    """
+    from stylecrafter_jax.sharding import AXES, parse_mesh, run_mesh
+
+    if text is None:
+        return None
+    sizes = parse_mesh(text)
+    data, fsdp, frames, tensor = (sizes.get(name, 1) for name in AXES)
+    return run_mesh(data, fsdp, frames, tensor, rows=data * fsdp)
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:

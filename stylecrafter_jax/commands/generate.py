@@ -16,6 +16,7 @@ from stylecrafter_jax.checkpoints.bundle import (
     read_config,
     read_manifest,
 )
+from stylecrafter_jax.commands.arguments import read_mesh
 from stylecrafter_jax.commands.batches import Todo, make_results
 from stylecrafter_jax.config import ModelConfig
 from stylecrafter_jax.generate import StyleCrafter, default_dtype
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Makes every result that is not there yet; prints the path of each on standard output."""
     keep_on_disk()
     jobs, bundle = make_jobs(args), args.bundle or embedded.BUNDLE
+    mesh = read_mesh(args.mesh)
     if args.bundle is None and not args.quiet:
         print(NO_BUNDLE, file=sys.stderr)
     options = make_options(args, read_config(bundle))
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{len(done)} of {len(results)} results are already there", file=sys.stderr)
     if not todo:
         return 0
-    model = StyleCrafter.load(bundle, dtype=args.dtype, param_dtype=args.param_dtype)
+    model = StyleCrafter.load(bundle, dtype=args.dtype, param_dtype=args.param_dtype, mesh=mesh)
     _warn(model.tokenizer, [item.job.entry for item in todo], options.negative_prompt)
     made = make_results(
         model, todo, options, start=start, batch_size=args.batch_size, quiet=args.quiet

@@ -7,11 +7,12 @@ layers over the frames have their positions split, and the data change places in
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from einops import rearrange
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 # The mesh axes that a batch is split over, outermost first.
 BATCH_AXES = ("data", "fsdp")
@@ -33,6 +34,11 @@ def _open(axes: Sequence[str]) -> tuple[str, ...]:
 def devices_in_use() -> int:
     """Returns over how many devices of the mesh in use work is split, or may be."""
     return _size(*BATCH_AXES, FRAMES, TENSOR)
+
+
+def devices_of_rows() -> int:
+    """Returns over how many devices the frames of all videos of a batch are split."""
+    return _size(*BATCH_AXES, FRAMES)
 
 
 def split_videos() -> int:
@@ -63,7 +69,7 @@ def uneven(rows: int, queries: int | None = None) -> str | None:
 def over_rows(
     function: Callable[..., Array],
     by_row: Sequence[Array],
-    shared: Sequence[Array] = (),
+    shared: Sequence[Any] = (),
     *,
     queries: bool = False,
     heads: int | None = None,
@@ -75,7 +81,7 @@ def over_rows(
     Args:
         function: computes rows of its result from the same rows of `by_row`.
         by_row: arrays whose rows (axis 0) are split; their number is even, see `uneven`.
-        shared: arrays that every device has whole.
+        shared: arrays, or trees of them, that every device has whole.
         queries: the first array holds the queries of all frames of a row along axis 1, and so does
             the result: frames are split there, not along the rows.
         heads: of the arrays by row, along axis 2; they are split if their number is even.
@@ -84,6 +90,8 @@ def over_rows(
         return function(*by_row, *shared)
     mesh = jax.sharding.get_abstract_mesh()
     rows = _open(BATCH_AXES) if queries else _open((*BATCH_AXES, FRAMES))
+    if not rows:  # each device is at its own rows already
+        return function(*by_row, *shared)
     tensor = _size(TENSOR)
     by_head = (TENSOR,) if tensor > 1 and heads is not None and heads % tensor == 0 else ()
     first = PartitionSpec(rows, *_open((FRAMES,)) if queries else (None,), *by_head)
@@ -105,6 +113,33 @@ def split_frames(x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
     frames = FRAMES if _open((FRAMES,)) and x.shape[1] % _size(FRAMES) == 0 else _ANY
     spec = PartitionSpec(rows, frames, *[_ANY] * (x.ndim - 2))
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def over_frames(function: Callable[..., Array], x: Any, *shared: Array) -> Shaped[Array, "b f ..."]:
+    """Returns `function(x, *shared)`, computed by each device for its own frames.
+
+    Rows and frames that are both split make no axis that XLA could split, so whatever merges them
+    is done on each device alone.
+
+    Args:
+        function: of videos, no frame of which it mixes with another.
+        x: an array of videos ("b f ..."), or a tree of such arrays.
+        *shared: arrays that every device has whole, but for what `tensor` splits.
+    """
+    (b, f), axes = jax.tree.leaves(x)[0].shape[:2], (*BATCH_AXES, FRAMES)
+    if _size(FRAMES) == 1 or b % _size(*BATCH_AXES) or f % _size(FRAMES):
+        return function(x, *shared)
+    own = PartitionSpec(_open(BATCH_AXES), FRAMES)
+    mesh = jax.sharding.get_abstract_mesh()
+    split = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(own, *[PartitionSpec()] * len(shared)),
+        out_specs=own,
+        axis_names=set(_open(axes)),
+        check_vma=False,
+    )
+    return split(x, *shared)
 
 
 def over_positions(

@@ -1,6 +1,7 @@
 """Attention layers: self-attention, text plus gated style cross-attention, over frames."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from stylecrafter_jax.kernels.dispatch import Implementation
 from stylecrafter_jax.kernels.dual_attention import dual_attention
 from stylecrafter_jax.kernels.self_attention import attention
+from stylecrafter_jax.kernels.sharded import over_frames
 from stylecrafter_jax.kernels.temporal_attention import relative_attention, temporal_attention
 from stylecrafter_jax.models.layers import tiled
 
@@ -25,15 +27,16 @@ class SelfAttention(nn.Module, kw_only=True):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
         def project(name):
-            dense = nn.Dense(
-                self.heads * self.head_dim, use_bias=False, dtype=self.dtype, name=name
-            )
-            return rearrange(dense(x), "b n (m e) -> b n m e", m=self.heads)
+            inner = self.heads * self.head_dim
+            return nn.Dense(inner, use_bias=False, dtype=self.dtype, name=name)(x)
 
-        out = attention(project("to_q"), project("to_k"), project("to_v"))
-        out = rearrange(out, "b n m e -> b n (m e)")
+        def attend(qkv):
+            rows = (rearrange(y, "b f n (m e) -> (b f) n m e", m=self.heads) for y in qkv)
+            return rearrange(attention(*rows), "(b f) n m e -> b f n (m e)", b=len(qkv[0]))
+
+        out = over_frames(attend, (project("to_q"), project("to_k"), project("to_v")))
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out.0")(out)
 
 
@@ -52,36 +55,41 @@ class TemporalAttention(nn.Module, kw_only=True):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "r f c"],
-        context: Float[Array, "r l d"] | None = None,
-        mask: Bool[Array, "#r f l"] | None = None,
-    ) -> Float[Array, "r f c"]:
+        x: Float[Array, "b n f c"],
+        context: Float[Array, "b n l d"] | None = None,
+        mask: Bool[Array, "#b #n f l"] | None = None,
+    ) -> Float[Array, "b n f c"]:
         def project(tokens, name):
             inner = self.heads * self.head_dim
             return nn.Dense(inner, use_bias=False, dtype=self.dtype, name=name)(tokens)
 
-        def split(y):
-            return rearrange(y, "r f (m e) -> r f m e", m=self.heads)
-
-        def merge(y):
-            return rearrange(y, "r f m e -> r f (m e)")
-
         source = x if context is None else context
-        q, k, v = project(x, "to_q"), project(source, "to_k"), project(source, "to_v")
-        if self.relative is None:
-            out = merge(attention(split(q), split(k), split(v), mask))
-        else:
+        arrays = [project(x, "to_q"), project(source, "to_k"), project(source, "to_v")]
+        tables = ()
+        if self.relative is not None:
             shape = (2 * self.relative + 1, self.head_dim)
             init = nn.initializers.xavier_uniform()
-            near_k, near_v = (
+            tables = tuple(
                 _Table(shape=shape, init=init, name=f"relative_position_{side}")() for side in "kv"
             )
-            if context is None and mask is None:
-                own = {"heads": self.heads, "impl": self.impl}
-                out = temporal_attention(q, k, v, near_k, near_v, **own)
-            else:
-                out = merge(relative_attention(split(q), split(k), split(v), near_k, near_v, mask))
+        if mask is not None:
+            arrays.append(jnp.broadcast_to(mask, (*x.shape[:2], *mask.shape[2:])))
+        attend = functools.partial(self.attend, alone=context is None)
+        out = over_frames(attend, arrays, *tables)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out.0")(out)
+
+    def attend(self, arrays: Sequence[Array], *tables: Array, alone: bool) -> Array:
+        """Returns the attention of queries to keys and values, with a mask as a fourth array."""
+        q, k, v, *masks = (rearrange(y, "b n ... -> (b n) ...") for y in arrays)
+        if tables and alone and not masks:
+            out = temporal_attention(q, k, v, *tables, heads=self.heads, impl=self.impl)
+        else:
+            own = [rearrange(y, "r f (m e) -> r f m e", m=self.heads) for y in (q, k, v)]
+            mask = masks[0] if masks else None
+            attend = functools.partial(relative_attention if tables else attention, mask=mask)
+            out = attend(*own, *tables)
+            out = rearrange(out, "r f m e -> r f (m e)")
+        return rearrange(out, "(b n) f c -> b n f c", b=len(arrays[0]))
 
 
 class _Table(nn.Module, kw_only=True):

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from stylecrafter_jax.kernels.cache import in_parts
-from stylecrafter_jax.kernels.sharded import over_positions
+from stylecrafter_jax.kernels.sharded import over_frames, over_positions
 
 RESNET_EPSILON = 1e-5
 TRANSFORMER_EPSILON = 1e-6
@@ -124,19 +124,42 @@ def average_pool(x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
 
 
 def convolved(
-    x: Float[Array, "b f h w c"], kernel: Float[Array, "p q c d"], padding: Any, dtype: DTypeLike
+    x: Float[Array, "b f h w c"],
+    kernel: Float[Array, "p q c d"],
+    padding: Any,
+    dtype: DTypeLike,
+    strides: tuple[int, int] = (1, 1),
 ) -> Float[Array, "b f h2 w2 d"]:
     """Returns the convolution of every frame, without a bias."""
-    frames = rearrange(x.astype(dtype), "b f h w c -> (b f) h w c")
 
-    def conv(some):
+    def conv(frames, kernel):
         numbers = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(
-            some, kernel.astype(dtype), (1, 1), padding, dimension_numbers=numbers
+            frames, kernel, strides, padding, dimension_numbers=numbers
         )
 
-    out = in_parts(conv, 4 * frames[0].size, frames)
-    return rearrange(out, "(b f) h w d -> b f h w d", b=x.shape[0])
+    def convolve(x, kernel):
+        frames = rearrange(x, "b f h w c -> (b f) h w c")
+        out = in_parts(lambda some: conv(some, kernel), 4 * frames[0].size, frames)
+        return rearrange(out, "(b f) h w d -> b f h w d", b=x.shape[0])
+
+    return over_frames(convolve, x.astype(dtype), kernel.astype(dtype))
+
+
+class Conv(nn.Module, kw_only=True):
+    """A 3x3 convolution of every frame, padded by one pixel."""
+
+    features: int
+    strides: tuple[int, int] = (1, 1)
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 d"]:
+        size = (3, 3, x.shape[-1], self.features)
+        kernel = jnp.asarray(self.param("kernel", nn.initializers.lecun_normal(), size))
+        bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (self.features,)))
+        out = convolved(x, kernel, ((1, 1), (1, 1)), self.dtype, self.strides)
+        return out + bias.astype(self.dtype)[None, None, None, None]
 
 
 class Downsample(nn.Module, kw_only=True):
@@ -149,8 +172,7 @@ class Downsample(nn.Module, kw_only=True):
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
         if not self.learned:
             return average_pool(x)
-        conv = nn.Conv(x.shape[-1], (3, 3), strides=2, padding=1, dtype=self.dtype, name="op")
-        return conv(x)
+        return Conv(features=x.shape[-1], strides=(2, 2), dtype=self.dtype, name="op")(x)
 
 
 class Upsample(nn.Module, kw_only=True):

@@ -85,9 +85,8 @@ class SpatialBlock(nn.Module, kw_only=True):
         kv: ContextKV | None,
     ) -> Float[Array, "a f n c"]:
         size = {"heads": self.heads, "head_dim": self.head_dim, "dtype": self.dtype}
-        h = rearrange(LayerNorm(name="norm1")(x).astype(self.dtype), "b f n c -> (b f) n c")
-        h = SelfAttention(**size, name="attn1")(h)
-        x = x + rearrange(h, "(b f) n c -> b f n c", b=x.shape[0])
+        h = LayerNorm(name="norm1")(x).astype(self.dtype)
+        x = x + SelfAttention(**size, name="attn1")(h)
         h = LayerNorm(name="norm2")(x).astype(self.dtype)
         attn2 = DualCrossAttention(
             **size, fusion=self.fusion, use_norm=self.use_norm, impl=self.impl, name="attn2"
@@ -163,11 +162,11 @@ class TemporalBlock(nn.Module, kw_only=True):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "r f c"],
-        context: Float[Array, "r l d"] | None,
-        mask: Bool[Array, "#r f f"] | None,
-        context_mask: Bool[Array, "r f l"] | None,
-    ) -> Float[Array, "r f c"]:
+        x: Float[Array, "b n f c"],
+        context: Float[Array, "b n l d"] | None,
+        mask: Bool[Array, "1 1 f f"] | None,
+        context_mask: Bool[Array, "b 1 f l"] | None,
+    ) -> Float[Array, "b n f c"]:
         def attn(name):
             return TemporalAttention(
                 heads=self.heads,
@@ -224,7 +223,7 @@ class TemporalTransformer(nn.Module, kw_only=True):
         context_mask: Bool[Array, "b l"] | None,
     ) -> Float[Array, "b f h w c"]:
         """The transformer, on all frames of some positions."""
-        b, frames, height, width, channels = x.shape
+        _, frames, height, width, channels = x.shape
         residual = x
         norm = GroupNorm(
             epsilon=TRANSFORMER_EPSILON,
@@ -233,14 +232,15 @@ class TemporalTransformer(nn.Module, kw_only=True):
             dtype=self.dtype,
             name="norm",
         )
-        x = rearrange(norm(x), "b f h w c -> (b h w) f c")
+        x = rearrange(norm(x), "b f h w c -> b (h w) f c")
         x = _project(x, self.heads * self.head_dim, self.use_linear, 1, self.dtype, "proj_in")
         if self.self_attention_only:
             context = context_mask = None
         else:
-            context = repeat(context, "b l d -> (b n) l d", n=height * width)
+            context = repeat(context, "b l d -> b n l d", n=height * width)
             if context_mask is not None:
-                context_mask = repeat(context_mask, "b l -> (b n) f l", n=height * width, f=frames)
+                context_mask = repeat(context_mask, "b l -> b 1 f l", f=frames)
+        mask = None if mask is None else mask[None]
         for depth in range(self.depth):
             block = TemporalBlock(
                 heads=self.heads,
@@ -252,11 +252,27 @@ class TemporalTransformer(nn.Module, kw_only=True):
             )
             x = block(x, context, mask, context_mask)
         x = _project(x, channels, self.use_linear, 1, self.dtype, "proj_out")
-        return residual + rearrange(x, "(b h w) f c -> b f h w c", b=b, h=height, w=width)
+        return residual + rearrange(x, "b (h w) f c -> b f h w c", h=height, w=width)
 
 
 def _project(x, features: int, linear: bool, rank: int, dtype: DTypeLike, name: str):
     """Projects channels; as a convolution of size 1 where the checkpoint's weights are one."""
     if linear:
         return nn.Dense(features, dtype=dtype, name=name)(x)
-    return nn.Conv(features, (1,) * rank, dtype=dtype, name=name)(x)
+    return PointConv(features=features, rank=rank, dtype=dtype, name=name)(x)
+
+
+class PointConv(nn.Module, kw_only=True):
+    """A convolution of size 1 along `rank` axes: a product over the channels."""
+
+    features: int
+    rank: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch d"]:
+        size = (*(1,) * self.rank, x.shape[-1], self.features)
+        kernel = jnp.asarray(self.param("kernel", nn.initializers.lecun_normal(), size))
+        bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (self.features,)))
+        out = x.astype(self.dtype) @ kernel.reshape(size[-2:]).astype(self.dtype)
+        return out + jnp.expand_dims(bias.astype(self.dtype), tuple(range(x.ndim - 1)))

@@ -16,6 +16,7 @@ from stylecrafter_jax.kernels.sharded import split_frames
 from stylecrafter_jax.models.attention import ContextKV, context_kv
 from stylecrafter_jax.models.layers import (
     RESNET_EPSILON,
+    Conv,
     Downsample,
     EmbeddingMLP,
     GroupNorm,
@@ -261,7 +262,7 @@ class UNetVideo(nn.Module, kw_only=True):
             name="out.0",
         )
         h = tiled(norm(h), text.shape[0])
-        h = nn.Conv(self.config.out_channels, (3, 3), padding=1, dtype=self.dtype, name="out.2")(h)
+        h = Conv(features=self.config.out_channels, dtype=self.dtype, name="out.2")(h)
         h = h.astype(jnp.float32)
         return h if outermost is None else (h, deep)
 
@@ -309,7 +310,7 @@ class UNetVideo(nn.Module, kw_only=True):
         """Runs one layer of the plan under its name; a residual block takes what was skipped."""
         config, name, channels = self.config, layer.name, layer.channels
         if layer.kind == "conv":
-            return nn.Conv(channels, (3, 3), padding=1, dtype=self.dtype, name=name)(h)
+            return Conv(features=channels, dtype=self.dtype, name=name)(h)
         if layer.kind == "down":
             return Downsample(learned=config.conv_resample, dtype=self.dtype, name=name)(h)
         if layer.kind == "up":

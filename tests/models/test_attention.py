@@ -34,16 +34,17 @@ def run(module, *args):
 def test_temporal_attention_is_the_originals(original, relative, crossed):
     x, context = normal(0, 6, 4, C), normal(1, 6, 77, 12) if crossed else None
     module = TemporalAttention(**HEADS, relative=relative, **F32)
-    variables, state = fill(module, x, context)
+    own = [None if y is None else y[None] for y in (x, context)]
+    variables, state = fill(module, *own)
     assert ("relative_position_k.embeddings_table" in state) == (relative is not None)
     wanted = original.apply(
         original.attention, state, x, context, heads=4, relative=relative is not None
     )
-    assert_allclose(run(module, variables, x, context), wanted, **LAYER)
+    assert_allclose(run(module, variables, *own)[0], wanted, **LAYER)
 
 
 def test_relative_tables_reach_as_far_as_the_extent():
-    x = normal(0, 1, 2, C)
+    x = normal(0, 1, 1, 2, C)
     shapes = shapes_of(TemporalAttention(**HEADS, relative=16, **F32), x)
     assert shapes["relative_position_k.embeddings_table"] == (33, 8)
     assert shapes["relative_position_v.embeddings_table"] == (33, 8)
@@ -52,9 +53,9 @@ def test_relative_tables_reach_as_far_as_the_extent():
 def test_self_attention_is_the_originals(original):
     x = normal(0, 3, N, C)
     module = SelfAttention(**HEADS, **F32)
-    variables, state = fill(module, x)
+    variables, state = fill(module, x[None])
     wanted = original.apply(original.attention, state, x, heads=4)
-    assert_allclose(run(module, variables, x), wanted, **LAYER)
+    assert_allclose(run(module, variables, x[None])[0], wanted, **LAYER)
 
 
 def rows(y):

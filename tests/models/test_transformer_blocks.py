@@ -97,9 +97,13 @@ def test_temporal_transformer_is_the_originals(original, use_linear, relative, k
 def temporal_block(context=None, relative=2):
     x = normal(5, 3, 4, 16)
     module = TemporalBlock(**HEADS, relative=relative, **F32)
-    variables, _ = fill(module, x, context, None, None)
+    variables, _ = fill(module, x[None], context, None, None)
     apply = compiled(module.apply)
-    return x, lambda x, mask: apply(variables, x, context, mask, None)
+
+    def run(x, mask):
+        return apply(variables, x[None], context, None if mask is None else mask[None], None)[0]
+
+    return x, run
 
 
 @pytest.mark.parametrize("relative", [None, 2])
