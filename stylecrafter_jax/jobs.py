@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stylecrafter_jax.foreign import JSONError, one_line, read_json
 from stylecrafter_jax.media.images import ImageError, load_style_image
 from stylecrafter_jax.media.video import FASTEST, FASTEST_GIF, SLOWEST
 from stylecrafter_jax.request import check_prompt
@@ -68,11 +69,10 @@ def read_list(path: Path) -> list[Entry]:
     load_data_from_json.
     """
     try:
-        # Some editors put a byte-order mark before the text.
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = read_json(path)
     except OSError as error:
         raise JobError(f"cannot read the list {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except JSONError as error:
         raise JobError(f"the list {path} is no JSON: {error}") from error
     if not isinstance(values, list) or not values:
         raise JobError(f"{path}: wanted a list of objects with prompt and style_path")
@@ -82,13 +82,15 @@ def read_list(path: Path) -> list[Entry]:
 def _entry(path: Path, number: int, value: Any) -> Entry:
     where = f"{path}, entry {number}"
     if not isinstance(value, dict):
-        raise JobError(f"{where}: wanted an object with prompt and style_path, got {value!r}")
+        got = one_line(repr(value))
+        raise JobError(f"{where}: wanted an object with prompt and style_path, got {got}")
     prompt, styles = value.get("prompt"), value.get("style_path")
     styles = [styles] if isinstance(styles, str) else styles
     if not isinstance(prompt, str):
-        raise JobError(f"{where}: prompt must be a text, got {prompt!r}")
+        raise JobError(f"{where}: prompt must be a text, got {one_line(repr(prompt))}")
     if not isinstance(styles, list) or not styles or not all(isinstance(s, str) for s in styles):
-        raise JobError(f"{where}: style_path must be a path or a list of paths, got {styles!r}")
+        got = one_line(repr(styles))
+        raise JobError(f"{where}: style_path must be a path or a list of paths, got {got}")
     return Entry(prompt, tuple(path.parent / style for style in styles), where)
 
 

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from stylecrafter_jax.foreign import one_line, read_json
 from stylecrafter_jax.jobs import Job, JobError
 from stylecrafter_jax.media.video import contact_sheet, write_frames
 from stylecrafter_jax.options import Resolved
@@ -69,7 +70,7 @@ def is_done(job: Job, request: dict[str, Any], *, overwrite: bool) -> bool:
     if not job.sidecar.exists():
         raise JobError(f"{job.path} exists and is not ours; remove it or use --overwrite")
     try:
-        made = json.loads(job.sidecar.read_text(encoding="utf-8"))["request"]
+        made = read_json(job.sidecar)["request"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise JobError(f"{job.sidecar} is damaged; use --overwrite") from error
     lines = list(_differences(made, request))
@@ -89,7 +90,8 @@ def _differences(made: Any, wanted: Any, name: str = "") -> Iterator[str]:
             path = f"{name}.{key}" if name else key
             yield from _differences(made.get(key), wanted.get(key), path)
     elif made != wanted:
-        yield f"{name or 'the request'} is {json.dumps(made)}, wanted {json.dumps(wanted)}"
+        found, asked = one_line(json.dumps(made)), one_line(json.dumps(wanted))
+        yield f"{one_line(name) or 'the request'} is {found}, wanted {asked}"
 
 
 def make_folders(jobs: Sequence[Job]) -> None:

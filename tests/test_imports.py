@@ -19,18 +19,19 @@ LONGEST = 400
 # An area that is not listed may reach everything but the tops.
 REACHES = {
     "config": set(),
+    "foreign": set(),
     "config_file": {"config"},
-    "config_json": {"config"},
+    "config_json": {"config", "foreign"},
     "params": set(),
     "programs": set(),
     "files": set(),
     "kernels": set(),
     "models": {"config", "params", "kernels"},
     "diffusion": {"config"},
-    "media": set(),
+    "media": {"foreign"},
     "tokenizer": set(),
-    "data": {"files", "tokenizer", "media"},
-    "checkpoints": {"config", "config_json", "params", "diffusion"},
+    "data": {"files", "foreign", "tokenizer", "media"},
+    "checkpoints": {"config", "config_json", "foreign", "params", "diffusion"},
     "autoencode": set(),
     "options": {"config", "diffusion"},
 }

@@ -11,6 +11,7 @@ adapter: a folder without an adapter is a base model.
 
 import hashlib
 import json
+import operator
 import os
 import re
 import shutil
@@ -27,10 +28,12 @@ from stylecrafter_jax import params as weights
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError, read_safetensors
 from stylecrafter_jax.config import ConfigError, ModelConfig
 from stylecrafter_jax.config_json import from_dict, to_dict
+from stylecrafter_jax.foreign import JSONError, one_line, read_json
 from stylecrafter_jax.params import Params
 
 FORMAT_VERSION = 1
 SHARD_BYTES = 2**30
+LONGEST_NAME = 200
 DTYPES = ("float32", "bfloat16", "float16")
 Verify = Literal["size", "hash"]
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
@@ -209,15 +212,21 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """
     manifest = {}
     for name, record in _read_json(Path(path), "manifest.json", "files").items():
+        if not name.isprintable() or len(name) > LONGEST_NAME:
+            raise CheckpointError(f"{path}/manifest.json: {one_line(name)} is no name of a file")
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError(f"{path}/manifest.json: {name} lies outside the bundle")
+            raise CheckpointError(f"{path}/manifest.json: {one_line(name)} lies outside the bundle")
         try:
             tensors = {
-                key: (dtype, tuple(dims)) for key, (dtype, dims) in record["tensors"].items()
+                key: (str(dtype), tuple(map(operator.index, dims)))
+                for key, (dtype, dims) in record["tensors"].items()
             }
-            manifest[name] = FileRecord(int(record["bytes"]), str(record["sha256"]), tensors)
+            size = operator.index(record["bytes"])
+            manifest[name] = FileRecord(size, str(record["sha256"]), tensors)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path}/manifest.json: {name} is damaged: {error!r}") from error
+            raise CheckpointError(
+                f"{path}/manifest.json: {one_line(name)} is damaged: {one_line(repr(error))}"
+            ) from error
     return manifest
 
 
@@ -303,7 +312,8 @@ def problems(path: Path, record: FileRecord, verify: Verify) -> list[str]:
     wanted = record.tensors
     differing = [k for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k)]
     return [
-        f"{name} in {path.name} is {_spell(found.get(name))}, wanted {_spell(wanted.get(name))}"
+        f"{one_line(name)} in {path.name} is {_spell(found.get(name))}, "
+        f"wanted {_spell(wanted.get(name))}"
         for name in differing
     ]
 
@@ -313,7 +323,7 @@ def _holds(record: FileRecord, parts: Sequence[str]) -> bool:
 
 
 def _spell(tensor: tuple[str, tuple[int, ...]] | None) -> str:
-    return f"{tensor[0]} {tensor[1]}" if tensor else "absent"
+    return one_line(f"{tensor[0]} {tensor[1]}") if tensor else "absent"
 
 
 def _record(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> FileRecord:
@@ -337,13 +347,15 @@ def _read_json(path: Path, name: str, key: str) -> dict[str, Any]:
     if not (path / name).is_file():
         raise CheckpointError(f"{path} is no bundle: {name} is missing")
     try:
-        content = json.loads((path / name).read_text())
+        content = read_json(path / name)
         version, inner = content["format_version"], content[key]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}/{name} is damaged: {error!r}") from error
+    except JSONError as error:
+        raise CheckpointError(f"{path}/{name} is damaged: no JSON: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}/{name} is damaged: {one_line(repr(error))}") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}/{name}: format {version}, this program reads {FORMAT_VERSION}"
+            f"{path}/{name}: format {one_line(version)}, this program reads {FORMAT_VERSION}"
         )
     if not isinstance(inner, dict):
         raise CheckpointError(f"{path}/{name} is damaged: {key} is {type(inner).__name__}")

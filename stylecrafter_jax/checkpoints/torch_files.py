@@ -11,6 +11,7 @@ import os
 import re
 import types
 import uuid
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,13 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from stylecrafter_jax.foreign import one_line
+
 Tensors = Mapping[str, np.ndarray]
 SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
 ZIP_MAGIC = b"PK\x03\x04"
+# The original's dicts of modules nest once.
+DEEPEST = 8
 # Lightning stores its callbacks and settings beside the weights, as objects of these packages.
 INERT_PACKAGES = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf", "numpy")
 SAFETENSORS_DTYPES = {
@@ -61,7 +66,11 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         tensors = read_safetensors(path)
     else:
-        tensors = dict(_arrays(path, _unwrap(path, _load_pickle(path))))
+        tensors = {}
+        for name, array in _arrays(path, _unwrap(path, _load_pickle(path))):
+            if name in tensors or len(tensors) > path.stat().st_size:
+                raise CheckpointError(f"{path}: {one_line(name)} comes twice, or names never end")
+            tensors[name] = array
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors")
     for array in tensors.values():
@@ -81,7 +90,8 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, framework="numpy") as file:  # checks header, offsets and length
             names = list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: truncated, damaged, or no safetensors: {error}") from error
+        reason = one_line(error)
+        raise CheckpointError(f"{path}: truncated, damaged, or no safetensors: {reason}") from error
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_size))
@@ -90,7 +100,9 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     for name in names:
         info = header[name]
         if info["dtype"] not in SAFETENSORS_DTYPES:
-            raise CheckpointError(f"{path}: {name} has dtype {info['dtype']}, which is unknown")
+            raise CheckpointError(
+                f"{path}: {one_line(name)} has dtype {info['dtype']}, which is unknown"
+            )
         dtype = np.dtype(SAFETENSORS_DTYPES[info["dtype"]])
         start, end = info["data_offsets"]
         count, offset = (end - start) // dtype.itemsize, 8 + header_size + start
@@ -145,19 +157,39 @@ def _load_pickle(path: Path) -> Any:
     with path.open("rb") as file:
         zipped = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # files of torch < 1.6 are not
     try:
+        if zipped:
+            _check_zip(path)
         with _inert_classes(torch, path) if zipped else contextlib.nullcontext():
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except CheckpointError:
+        raise
     except Exception as error:  # the unpickler raises whatever a damaged file leads to
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise CheckpointError(
                 f"{path}: wants to run {refused[1]}, which no checkpoint needs; refused"
             ) from error
-        detail = (str(error).splitlines() or ["empty"])[0].split(". ")[0]
+        detail = one_line((str(error).splitlines() or ["empty"])[0].split(". ")[0])
         raise CheckpointError(
             f"{path}: truncated, damaged, or no PyTorch checkpoint "
             f"({type(error).__name__}: {detail})"
         ) from error
+
+
+def _check_zip(path: Path) -> None:
+    """Refuses an archive that would unpack to more than it is; `torch.save` compresses nothing."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise CheckpointError(
+                f"{path}: {one_line(member.filename)} is compressed to {member.compress_size} of "
+                f"{member.file_size} bytes, which PyTorch never does; refused"
+            )
+    size = path.stat().st_size
+    total = sum(member.file_size for member in members)
+    if total > size:
+        raise CheckpointError(f"{path}: members of {total} bytes in a file of {size}; refused")
 
 
 def _inert_classes(torch: types.ModuleType, path: Path) -> contextlib.AbstractContextManager:
@@ -176,24 +208,40 @@ def _unwrap(path: Path, content: Any) -> Mapping[str, Any]:
     return content
 
 
-def _arrays(path: Path, content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _arrays(
+    path: Path, content: Mapping[Any, Any], prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the names and arrays of a state dict, those of nested ones under their own name."""
     torch = _torch()
     for key, value in content.items():
+        if not isinstance(key, str | int):
+            raise CheckpointError(f"{path}: a name in it is {type(key).__name__}, wanted a text")
         name = f"{prefix}{key}"
+        where = f"{path}: {one_line(name)}"
         if isinstance(value, Mapping):
-            yield from _arrays(path, value, f"{name}.")
+            if depth == DEEPEST:
+                raise CheckpointError(f"{where} is nested more than {DEEPEST} deep")
+            yield from _arrays(path, value, f"{name}.", depth + 1)
         elif not isinstance(value, torch.Tensor):
-            kind = type(value).__name__
-            raise CheckpointError(f"{path}: {name} is {kind}, wanted a tensor")
-        elif value.layout != torch.strided or value.is_quantized:
-            raise CheckpointError(f"{path}: {name} is sparse or quantized, wanted a dense tensor")
-        elif value.dtype == torch.bfloat16:
-            yield name, value.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        elif str(value.dtype).startswith("torch.float8"):
-            raise CheckpointError(f"{path}: {name} has dtype {value.dtype}, wanted 16 or 32 bits")
+            raise CheckpointError(f"{where} is {type(value).__name__}, wanted a tensor")
+        elif value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise CheckpointError(f"{where} is sparse, quantized or empty, wanted a dense tensor")
+        elif value.numel() * value.element_size() > path.stat().st_size:
+            raise CheckpointError(f"{where} has {value.numel()} values, more than the file holds")
         else:
-            yield name, value.detach().numpy()
+            yield name, _array(torch, value, where)
+
+
+def _array(torch: types.ModuleType, value: Any, where: str) -> np.ndarray:
+    """Returns a dense tensor as an array over the same memory."""
+    if str(value.dtype).startswith("torch.float8"):
+        raise CheckpointError(f"{where} has dtype {value.dtype}, wanted 16 or 32 bits")
+    try:
+        if value.dtype == torch.bfloat16:
+            return value.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return value.detach().numpy()
+    except (TypeError, RuntimeError) as error:  # bits, complex numbers to be conjugated, and so on
+        raise CheckpointError(f"{where} is no plain array: {one_line(error)}") from error
 
 
 def _tensors(torch: types.ModuleType, content: Mapping[str, Any]) -> dict[str, Any]:

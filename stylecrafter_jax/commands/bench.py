@@ -22,6 +22,7 @@ from stylecrafter_jax.commands.convert import read_model
 from stylecrafter_jax.commands.generate import make_options
 from stylecrafter_jax.config import ConfigError, ModelConfig
 from stylecrafter_jax.files import write_text
+from stylecrafter_jax.foreign import JSONError, parse_json
 from stylecrafter_jax.generate import default_dtype
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.plan.chips import chip_here
@@ -65,8 +66,8 @@ def _sides(args: argparse.Namespace) -> list[tuple[str, argparse.Namespace]]:
     for value in several:
         side = copy.copy(args)
         try:
-            chosen = json.loads(value)
-        except json.JSONDecodeError:
+            chosen = parse_json(value)
+        except JSONError:
             chosen = value
         setattr(side, field, chosen)
         sides.append((f"{name}={value}", side))

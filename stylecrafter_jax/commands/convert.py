@@ -1,7 +1,6 @@
 """`stylecrafter convert`: PyTorch checkpoints to bundles and back."""
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from stylecrafter_jax.checkpoints.convert import export_original, import_original
 from stylecrafter_jax.config import ConfigError, ModelConfig
 from stylecrafter_jax.config_json import from_dict
+from stylecrafter_jax.foreign import JSONError, read_json
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.tokenizer import Tokenizer
 
@@ -67,8 +67,8 @@ def read_model(path: Path | None) -> ModelConfig:
     if path is None:
         return ModelConfig()
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = read_json(path)
+    except (OSError, JSONError) as error:
         raise ConfigError(f"cannot read the model's config {path}: {error}") from error
     return from_dict(ModelConfig, values)
 

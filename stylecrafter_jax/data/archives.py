@@ -1,6 +1,7 @@
 """Archives as random-access sources: ArrayRecord shards and WebDataset tars."""
 
-import json
+import io
+import os
 import re
 import tarfile
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from grain.sources import ArrayRecordDataSource
 
 from stylecrafter_jax.data.features import FEATURES_FILE
 from stylecrafter_jax.data.records import (
+    LONGEST_ID,
     BadRecord,
     DataError,
     Record,
@@ -21,7 +23,9 @@ from stylecrafter_jax.data.records import (
     from_bytes,
     media_kind,
 )
+from stylecrafter_jax.data.shards import read_notes
 from stylecrafter_jax.data.tables import CAPTION_KEYS
+from stylecrafter_jax.foreign import JSONError, one_line, parse_json
 
 ARRAY_RECORD = re.compile(r"\.(array_?record|ar)(-\d+-of-\d+)?$")
 PACK_FILE = "pack.json"
@@ -55,7 +59,7 @@ class ArrayRecordSource:
         try:
             self._shards: Any = ArrayRecordDataSource([str(path) for path in paths])
         except Exception as error:  # the reader raises plain exceptions of many kinds
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = one_line(error) or type(error).__name__
             raise DataError(f"cannot read the shards of {self.name}: {reason}") from error
         if not len(self._shards):
             raise DataError(f"the shards of {self.name} hold no records")
@@ -65,7 +69,7 @@ class ArrayRecordSource:
 
     def id(self, index: int) -> str:
         try:
-            return self[index].id
+            return one_line(self[index].id, LONGEST_ID)
         except BadRecord:
             return f"record {index}"
 
@@ -73,7 +77,7 @@ class ArrayRecordSource:
         try:
             data = self._shards[index]
         except Exception as error:  # as above; a checksum that does not fit ends here
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = one_line(error) or type(error).__name__
             raise BadRecord(f"cannot read the shard: {reason}") from error
         return self._read(data)
 
@@ -123,7 +127,8 @@ class TarSource:
 
     def id(self, index: int) -> str:
         begin = self._key_ends[index - 1] if index else 0
-        return f"{self._tars[self._tar_of[index]].name}/{self._keys[begin : self._key_ends[index]]}"
+        key = self._keys[begin : self._key_ends[index]]
+        return one_line(f"{self._tars[self._tar_of[index]].name}/{key}", LONGEST_ID)
 
     def __getitem__(self, index: int) -> Record:
         begin = self._ends[index - 1] if index else 0
@@ -133,21 +138,21 @@ class TarSource:
             raise BadRecord("the tar is cut off or damaged here")
         media = [s for s in members if media_kind(f".{s}") and not _STYLE.match(s)]
         if len(media) != 1:
-            found = ", ".join(members)
+            found = one_line(", ".join(members))
             raise BadRecord(f"wanted one picture or video in the sample, got {found}")
         kind = media_kind(f".{media[0]}")
         assert kind is not None
         path = self._tars[self._tar_of[index]]
         styles = sorted(s for s in members if _STYLE.match(s) and media_kind(f".{s}") == "image")
         captions = [s for s in CAPTION_MEMBERS if s in members]
-        with path.open("rb") as file:
+        with _open_tar(path) as file:
 
             def read(suffix: str) -> bytes:
-                offset, size = members[suffix]
+                offset, size = map(int, members[suffix])
                 file.seek(offset)
                 data = file.read(size)
                 if len(data) < size:
-                    raise BadRecord(f"the tar is cut off inside its .{suffix}")
+                    raise BadRecord(f"the tar is cut off inside its .{one_line(suffix, 20)}")
                 return data
 
             return Record(
@@ -161,6 +166,29 @@ class TarSource:
             )
 
 
+class _Bounded(io.BufferedReader):
+    """A file that never makes room for more bytes than it has, whatever a header asks for."""
+
+    def __init__(self, raw: io.FileIO):
+        super().__init__(raw)
+        self.length = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(self.length if size is None or size < 0 else min(size, self.length))
+
+
+def _open_tar(path: Path) -> _Bounded:
+    """Opens a tar for reading.
+
+    Raises:
+        BadRecord: it is gone; another trouble with the disk is no record's fault.
+    """
+    try:
+        return _Bounded(io.FileIO(path))
+    except FileNotFoundError as error:
+        raise BadRecord("the tar is missing") from error
+
+
 class _Member(NamedTuple):
     suffix: str
     offset: int
@@ -171,18 +199,21 @@ def _index_tar(path: Path) -> list[tuple[str, list[_Member]]]:
     """Returns (key, members) of the samples of a tar; one without members stands for a cut end."""
     samples: list[tuple[str, list[_Member]]] = []
     try:
-        with tarfile.open(path, "r:") as tar:
+        with _Bounded(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 folder, _, name = info.name.rpartition("/")
                 stem, _, suffix = name.partition(".")
-                if not info.isreg() or not stem:
+                # Nothing is unpacked, so names lead nowhere; of links, devices and files with holes
+                # the tar has no content to read.
+                if not info.isreg() or info.issparse() or not stem or info.size < 0:
                     continue
                 key = f"{folder}/{stem}".lstrip("./").encode("utf-8", "replace").decode("utf-8")
                 if not samples or samples[-1][0] != key:
                     samples.append((key, []))
-                samples[-1][1].append(_Member(suffix.lower(), info.offset_data, info.size))
+                size = min(info.size, file.length + 1)  # of a lie, enough to be found out
+                samples[-1][1].append(_Member(suffix.lower(), info.offset_data, size))
             ended = _has_end(path, tar.offset)
-    except tarfile.ReadError as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         if _is_compressed(path):
             raise DataError(f"{path} is compressed, so samples have no place; unpack it") from error
         ended = False
@@ -213,13 +244,13 @@ def _caption(suffix: str, data: bytes) -> str:
         text = data.decode("utf-8-sig")
         if suffix != "json":
             return check_caption(text)
-        values: Any = json.loads(text)
+        values: Any = parse_json(text)
     except UnicodeDecodeError as error:
         raise BadRecord(f"its .{suffix} is not UTF-8 (byte {error.start})") from error
-    except json.JSONDecodeError as error:
+    except JSONError as error:
         raise BadRecord(f"its .json is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise BadRecord(f"its .json must be an object, got {text[:60]}")
+        raise BadRecord(f"its .json must be an object, got {one_line(text, 60)}")
     return check_caption(next((values[key] for key in CAPTION_KEYS if key in values), None))
 
 
@@ -232,6 +263,6 @@ def _shards(path: Path) -> list[Path]:
     if not found:
         raise DataError(f"{path} holds no ArrayRecord shards")
     for notes in (path / PACK_FILE, path / FEATURES_FILE):
-        if notes.is_file() and not json.loads(notes.read_text(encoding="utf-8")).get("complete"):
+        if notes.is_file() and not read_notes(notes).get("complete"):
             raise DataError(f"{path} was not finished; run the command that made it again")
     return found

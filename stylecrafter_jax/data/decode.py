@@ -3,16 +3,14 @@
 import io
 from typing import NamedTuple
 
-import av
 import numpy as np
-from av.error import FFmpegError
 from PIL import Image, ImageOps
 
 from stylecrafter_jax.data.records import BadRecord
+from stylecrafter_jax.foreign import one_line
+from stylecrafter_jax.media.containers import LARGEST_FRAME, OpenVideo, VideoError
 from stylecrafter_jax.media.images import on_white, with_alpha
 
-# Pillow warns above this many pixels; a record of that size is a mistake or an attack.
-LARGEST = 89_478_485
 WEB_FORMATS = ("mp4", "mov")
 
 
@@ -30,8 +28,8 @@ def decode_image(media: bytes, at_least: int) -> Image.Image:
     try:
         file = Image.open(io.BytesIO(media))
         w, h = file.size
-        if w * h > LARGEST:
-            raise BadRecord(f"{h}x{w} pixels are more than {LARGEST // 10**6} million")
+        if w * h > LARGEST_FRAME:
+            raise BadRecord(f"{h}x{w} pixels are more than {LARGEST_FRAME // 10**6} million")
         if min(w, h) > 4 * at_least:
             file.draft(None, (2 * at_least, 2 * at_least))
         return _to_rgb(ImageOps.exif_transpose(file))
@@ -42,7 +40,7 @@ def decode_image(media: bytes, at_least: int) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # a decoder may raise anything on a broken file
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = one_line(error) or type(error).__name__
         raise BadRecord(f"cannot decode the picture: {reason}") from error
 
 
@@ -72,22 +70,21 @@ def decode_clip(
     Raises:
         BadRecord: the bytes are no video, are cut off, or hold too few frames.
     """
-    try:
-        times, fps, _, _ = probe_clip(media)
-        reach = (len(times) - 1) // (frames - 1) if frames > 1 else stride[1]
-        if reach < stride[0] or not times:
-            wanted = (frames - 1) * stride[0] + 1
-            raise BadRecord(f"the video has {len(times)} frames, wanted {wanted}")
-        space = int(rng.integers(stride[0], min(stride[1], reach), endpoint=True))
-        start = int(rng.integers(0, len(times) - (frames - 1) * space))
-        wanted = times[start : start + (frames - 1) * space + 1 : space]
-        found = _decode(media, wanted, seek=True)
-        if len(found) < frames:  # some containers cannot seek; the slow way always works
-            found = _decode(media, wanted, seek=False)
-    except FFmpegError as error:
-        raise BadRecord(f"cannot decode the video: {error.strerror}") from error
+    times, fps, _, _ = probe_clip(media)
+    reach = (len(times) - 1) // (frames - 1) if frames > 1 else stride[1]
+    if reach < stride[0] or not times:
+        wanted = (frames - 1) * stride[0] + 1
+        raise BadRecord(f"the video has {len(times)} frames, wanted {wanted}")
+    space = int(rng.integers(stride[0], min(stride[1], reach), endpoint=True))
+    start = int(rng.integers(0, len(times) - (frames - 1) * space))
+    wanted = times[start : start + (frames - 1) * space + 1 : space]
+    found = _decode(media, wanted, seek=True)
+    if len(found) < frames:  # some containers cannot seek; the slow way always works
+        found = _decode(media, wanted, seek=False)
     if len(found) < frames:
         raise BadRecord(f"only {len(found)} of {frames} frames could be decoded")
+    if len({image.size for image in found}) > 1:
+        raise BadRecord("its frames have different sizes")
     return found, fps / space
 
 
@@ -97,48 +94,45 @@ def probe_clip(media: bytes) -> Clip:
     Packets are read but not decoded, which takes about a millisecond for a short clip.
 
     Raises:
-        BadRecord: the bytes are no video, or are cut off.
+        BadRecord: the bytes are no video, are cut off, or claim what cannot be.
     """
     try:
-        with av.open(io.BytesIO(media), "r") as container:
-            if not container.streams.video:
-                raise BadRecord("the file has no video stream")
-            stream = container.streams.video[0]
-            packets = [packet for packet in container.demux(stream) if packet.size]
-            declared = stream.frames if container.format.name.startswith(WEB_FORMATS) else 0
-            rate = stream.average_rate or stream.base_rate
+        with OpenVideo(media) as video:
+            stream = video.stream
+            packets = [packet for packet in video.container.demux(stream) if packet.size]
+            web = video.container.format.name.startswith(WEB_FORMATS)
+            declared = stream.frames if web else 0
             h, w = stream.height, stream.width
-    except FFmpegError as error:
-        raise BadRecord(f"cannot decode the video: {error.strerror}") from error
+    except VideoError as error:
+        raise BadRecord(f"cannot decode the video: {error}") from error
     if len(packets) < declared:
         raise BadRecord(f"the video is cut off: {len(packets)} of {declared} frames are there")
-    if h * w > LARGEST:
-        raise BadRecord(f"frames of {h}x{w} pixels are more than {LARGEST // 10**6} million")
-    if not rate:
-        raise BadRecord("the video has no frame rate")
     times = [p.dts if p.pts is None else p.pts for p in packets if not p.is_discard]
     known = sorted(time for time in times if time is not None)
     if len(known) < len(times):
         raise BadRecord("the video's frames have no times")
-    return Clip(known, float(rate), h, w)
+    return Clip(known, float(video.rate), h, w)
 
 
 def _decode(media: bytes, wanted: list[int], *, seek: bool) -> list[Image.Image]:
     """Returns the frames shown at the wanted times, upright; fewer if some are not found."""
     found, left = [], set(wanted)
-    with av.open(io.BytesIO(media), "r") as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1  # records are decoded in parallel already
-        if seek:
-            container.seek(wanted[0], stream=stream)
-        for frame in container.decode(stream):
-            if frame.pts in left:
-                left.remove(frame.pts)
-                # The file asks for a turn by `rotation` degrees counter-clockwise.
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-                found.append(Image.fromarray(np.ascontiguousarray(pixels)))
-            if not left or (frame.pts is not None and frame.pts > wanted[-1]):
-                break
+    try:
+        with OpenVideo(media) as video:
+            stream = video.stream
+            stream.codec_context.thread_count = 1  # records are decoded in parallel already
+            if seek:
+                video.container.seek(wanted[0], stream=stream)
+            for frame in video.container.decode(stream):
+                if frame.pts in left:
+                    left.remove(frame.pts)
+                    # The file asks for a turn by `rotation` degrees counter-clockwise.
+                    pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                    found.append(Image.fromarray(np.ascontiguousarray(pixels)))
+                if not left or (frame.pts is not None and frame.pts > wanted[-1]):
+                    break
+    except VideoError as error:
+        raise BadRecord(f"cannot decode the video: {error}") from error
     return found
 
 

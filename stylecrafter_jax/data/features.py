@@ -17,6 +17,7 @@ tokens of all references in a row (n c), which is absent where the stage uses no
 import dataclasses
 import json
 import math
+import operator
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy as np
 
 from stylecrafter_jax.data.records import BadRecord, DataError
 from stylecrafter_jax.data.transforms import Drop, drop_flags
+from stylecrafter_jax.foreign import one_line, parse_json, read_json
 
 MAGIC = b"SCFT"
 VERSION = 1
@@ -75,20 +77,24 @@ def from_bytes(data: bytes) -> FeatureRecord:
         if magic != MAGIC:
             raise BadRecord("not features of this package")
         at = _PREFIX.size + length
-        header = json.loads(data[_PREFIX.size : at].decode("utf-8"))
+        header = parse_json(data[_PREFIX.size : at])
         if header["version"] != VERSION:
             raise BadRecord(
-                f"features of version {header['version']}, this package reads {VERSION}"
+                f"features of version {one_line(header['version'])}, this package reads {VERSION}"
             )
         if "refused" in header:
-            return FeatureRecord(id=str(header["id"]), refused=str(header["refused"]))
+            return FeatureRecord(id=str(header["id"]), refused=one_line(header["refused"]))
         arrays = {}
         for name, dtype, shape in header["arrays"]:
             if dtype not in DTYPES:
-                raise BadRecord(f"{name} is {dtype!r:.60}, wanted one of {', '.join(DTYPES)}")
-            kind = np.dtype(dtype).newbyteorder("<")
-            array = np.frombuffer(data, kind, math.prod(shape), at).reshape(shape)
-            arrays[name] = array.astype(dtype, copy=False)
+                found, known = one_line(repr(dtype), 60), ", ".join(DTYPES)
+                raise BadRecord(f"{one_line(name)} is {found}, wanted one of {known}")
+            kind, shape = np.dtype(dtype).newbyteorder("<"), tuple(map(operator.index, shape))
+            count = math.prod(shape)
+            if min(shape, default=0) < 0 or count * kind.itemsize > len(data):
+                raise BadRecord(f"damaged features: an array of shape {one_line(shape, 60)}")
+            array = np.frombuffer(data, kind, count, at).reshape(shape)
+            arrays[str(name)] = array.astype(dtype, copy=False)
             at += array.nbytes
         if at != len(data):
             raise BadRecord(f"the features should have {at} bytes, got {len(data)}")
@@ -96,7 +102,7 @@ def from_bytes(data: bytes) -> FeatureRecord:
     except BadRecord:
         raise
     except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise BadRecord(f"damaged features: {error}") from error
+        raise BadRecord(f"damaged features: {one_line(error)}") from error
 
 
 def layout(arrays: Mapping[str, np.ndarray]) -> Layout:
@@ -124,14 +130,17 @@ class FeatureTransform:
         """Returns `mean`, `logvar`, `text`, `fps`, `drop_text`, and of a style its two.
 
         Raises:
-            BadRecord: there are no features, or not the arrays that all others have.
+            BadRecord: there are no features, not the arrays that all others have, or NaN in one.
         """
         drop_text, drop_style = drop_flags(self.drop, rng)
         if record.refused is not None:
             raise BadRecord(record.refused)
         found = layout(record.arrays)
         if found != self.layout:
-            raise BadRecord(f"it holds {_spell(found)}, wanted {_spell(self.layout)}")
+            raise BadRecord(f"it holds {one_line(_spell(found))}, wanted {_spell(self.layout)}")
+        for name, array in record.arrays.items():
+            if not np.isfinite(array).all():
+                raise BadRecord(f"its {name} has values that are not finite")
         example: dict[str, Any] = {name: record.arrays[name] for name in TRAINED_ON}
         example["drop_text"] = np.bool_(drop_text)
         if self.styled:
@@ -152,15 +161,19 @@ def read_notes(path: str | Path) -> dict[str, Any]:
     """
     file = Path(path) / FEATURES_FILE
     try:
-        notes = json.loads(file.read_text(encoding="utf-8"))
+        notes = read_json(file)
         if notes["version"] != VERSION:
-            raise DataError(f"{file}: version {notes['version']}, this package reads {VERSION}")
-        held = {name: (dtype, tuple(shape)) for name, (dtype, shape) in notes["layout"].items()}
+            found = one_line(notes["version"])
+            raise DataError(f"{file}: version {found}, this package reads {VERSION}")
+        held = {
+            name: (str(dtype), tuple(map(operator.index, shape)))
+            for name, (dtype, shape) in notes["layout"].items()
+        }
         return {**notes, "layout": held}
     except DataError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} is damaged: {error!r}") from error
+        raise DataError(f"{file} is damaged: {one_line(repr(error))}") from error
 
 
 def _spell(layout: Layout) -> str:

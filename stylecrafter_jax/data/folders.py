@@ -1,11 +1,14 @@
 """Folders of pictures and clips as random-access sources, WebVid's layout included."""
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from stylecrafter_jax.data.records import (
+    LONGEST_ID,
     BadRecord,
     DataError,
     Record,
@@ -14,6 +17,7 @@ from stylecrafter_jax.data.records import (
     media_kind,
 )
 from stylecrafter_jax.data.tables import TABLE_NAMES, Entry, read_rows, read_table, read_text
+from stylecrafter_jax.foreign import one_line
 
 WEBVID_COLUMNS = ("videoid", "name")
 _STYLE = re.compile(r"(.*)\.style\d*\.\w+$")
@@ -70,13 +74,15 @@ class FolderSource:
 
     def id(self, index: int) -> str:
         # A name on disk may be in no known encoding; reports must be able to print it.
-        return os.fsencode(self.entries[index].file).decode("utf-8", "replace")
+        name = self.entries[index].file.encode("utf-8", "surrogateescape")
+        return one_line(name.decode("utf-8", "replace"), LONGEST_ID)
 
     def __getitem__(self, index: int) -> Record:
         entry = self.entries[index]
         kind = media_kind(entry.file)
         if kind is None:
-            raise BadRecord(f"{Path(entry.file).suffix or 'no suffix'} is no picture or video")
+            suffix = one_line(Path(entry.file).suffix, 20)
+            raise BadRecord(f"{suffix or 'no suffix'} is no picture or video")
         return Record(
             kind=kind,
             media=_read(self.folder / entry.file),
@@ -106,7 +112,7 @@ class WebVidSource:
             if not row.get("videoid") or "name" not in row:
                 raise DataError(
                     f"{table}, line {number}: wanted columns {' and '.join(WEBVID_COLUMNS)}, "
-                    f"got {', '.join(str(name) for name in row)}"
+                    f"got {one_line(', '.join(map(str, row)))}"
                 )
             self.rows.append((row["videoid"], row.get("page_dir") or "", row["name"]))
         if not self.rows:
@@ -116,16 +122,15 @@ class WebVidSource:
         return len(self.rows)
 
     def id(self, index: int) -> str:
-        return self.rows[index][0]
+        return one_line(self.rows[index][0], LONGEST_ID)
 
     def __getitem__(self, index: int) -> Record:
         video, page, caption = self.rows[index]
-        nested, flat = (self.videos / page / f"{video}.mp4", self.videos / f"{video}.mp4")
         return Record(
             kind="video",
-            media=_read(nested if nested.is_file() else flat),
+            media=_read(self.videos / page / f"{video}.mp4", self.videos / f"{video}.mp4"),
             caption=check_caption(caption),
-            id=video,
+            id=self.id(index),
         )
 
 
@@ -168,9 +173,23 @@ def _text_beside(folder: Path, file: str) -> str | None:
     return read_text(text).strip() if text.is_file() else None
 
 
-def _read(path: Path) -> bytes:
-    """Returns the bytes of a file; other errors than its absence are not the record's fault."""
-    try:
-        return check_media(path.read_bytes())
-    except FileNotFoundError as error:
-        raise BadRecord("the file is missing") from error
+def _read(*places: Path) -> bytes:
+    """Returns the bytes of the first file that is there.
+
+    That a name leads to no file is the record's fault; other errors, as of a broken disk, are not.
+    """
+    for path in places:
+        try:
+            # Reading a pipe or a device might never end.
+            if stat.S_ISREG(path.stat().st_mode):
+                return check_media(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            continue
+        except ValueError as error:
+            if isinstance(error, BadRecord):
+                raise
+            raise BadRecord("its name can be no file's") from error
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise
+    raise BadRecord("the file is missing")

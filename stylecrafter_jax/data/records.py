@@ -15,8 +15,13 @@ import json
 import struct
 from typing import Any, Literal
 
+from stylecrafter_jax.foreign import one_line, parse_json
+
 MAGIC = b"SCRD"
 VERSION = 1
+# The text encoder reads less than 77 words; the rules that clean captions take long for a book.
+LONGEST_CAPTION = 10_000
+LONGEST_ID = 500  # in reports
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
 _PREFIX = struct.Struct("<4sI")
@@ -61,14 +66,16 @@ def check_caption(value: Any) -> str:
     """Returns a caption without the space around it.
 
     Raises:
-        BadRecord: there is none, it is empty, or it is not a text.
+        BadRecord: there is none, it is empty, of over `LONGEST_CAPTION` letters, or not a text.
     """
     if value is None:
         raise BadRecord("it has no caption")
     if not isinstance(value, str):
-        raise BadRecord(f"the caption must be a text, got {value!r:.60}")
+        raise BadRecord(f"the caption must be a text, got {one_line(repr(value), 60)}")
     if not value.strip():
         raise BadRecord("the caption is empty")
+    if len(value) > LONGEST_CAPTION:
+        raise BadRecord(f"a caption of {len(value)} letters, wanted at most {LONGEST_CAPTION}")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise BadRecord("the caption holds halves of characters, which no encoding can")
     return value.strip()
@@ -109,19 +116,23 @@ def from_bytes(data: bytes) -> Record:
         if magic != MAGIC:
             raise BadRecord("not a record of this package")
         start = _PREFIX.size + length
-        header = json.loads(data[_PREFIX.size : start].decode("utf-8"))
+        header = parse_json(data[_PREFIX.size : start])
         version, sizes = header["version"], header["sizes"]
         if version != VERSION:
-            raise BadRecord(f"a record of version {version}, this package reads {VERSION}")
+            raise BadRecord(
+                f"a record of version {one_line(version)}, this package reads {VERSION}"
+            )
+        if min(sizes) < 0:
+            raise BadRecord(f"a damaged record: part of it has {min(sizes)} bytes")
         ends = list(itertools.accumulate(sizes, initial=start))
         if ends[-1] != len(data):
             raise BadRecord(f"the record should have {ends[-1]} bytes, got {len(data)}")
         media, *styles = (data[begin:end] for begin, end in itertools.pairwise(ends))
         kind, caption, name = header["kind"], check_caption(header["caption"]), header["id"]
         if kind not in ("image", "video") or not isinstance(name, str):
-            raise BadRecord(f"wanted an image or video with an id, got {kind!r:.60}")
+            raise BadRecord(f"wanted an image or video with an id, got {one_line(repr(kind), 60)}")
     except BadRecord:
         raise
     except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise BadRecord(f"a damaged record: {error}") from error
+        raise BadRecord(f"a damaged record: {one_line(error)}") from error
     return Record(kind=kind, media=media, caption=caption, id=name, styles=tuple(styles))

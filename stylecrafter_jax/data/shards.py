@@ -18,6 +18,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.files import whole, write_text
+from stylecrafter_jax.foreign import JSONError, one_line, read_json
 
 REFUSED_FILE = "refused.jsonl"
 # Grain reads records one by one.
@@ -146,7 +147,7 @@ class _Shard:
         """Returns the shard's notes, after writing it if they are not there yet."""
         if self.is_done():
             advance(len(self.indices))
-            return json.loads(self.done.read_text(encoding="utf-8"))
+            return read_notes(self.done)
         stored, refused = 0, []
         with whole(self.path) as partial:
             with _writer(partial) as write, contextlib.closing(entries(self.indices)) as made:
@@ -169,7 +170,7 @@ def _begin(out: Path, name: str, settings: dict[str, Any]) -> None:
     """Writes the settings, or checks that those in the folder are the same."""
     notes = out / name
     if notes.is_file():
-        theirs = json.loads(notes.read_text(encoding="utf-8"))
+        theirs = read_notes(notes)
         different = [name for name in settings if theirs.get(name) != settings[name]]
         if different:
             raise DataError(
@@ -247,6 +248,21 @@ def _verify(path: Path, records: int) -> None:
         raise DataError(f"a shard in {path.parent} cannot be read back: {error}") from error
     if found != records:
         raise DataError(f"a shard in {path.parent} holds {found} of {records} records")
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """Returns a JSON object that was written with shards.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        notes = read_json(path)
+    except JSONError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    if not isinstance(notes, dict):
+        raise DataError(f"{path} is damaged: wanted an object, got {one_line(repr(notes))}")
+    return notes
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -2,12 +2,12 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stylecrafter_jax.data.records import DataError
+from stylecrafter_jax.foreign import JSONError, one_line, parse_json
 
 # The first of these names that a row has is taken.
 FILE_KEYS = ("file", "file_name", "path", "image", "video")
@@ -56,17 +56,17 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for row in reader:
                 yield reader.line_num, row
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+            raise DataError(f"{path}, line {reader.line_num}: {one_line(error)}") from error
         return
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse_json(line)
+        except JSONError as error:
             raise DataError(f"{path}, line {number}: not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: wanted an object, got {line[:60]}")
+            raise DataError(f"{path}, line {number}: wanted an object, got {one_line(line, 60)}")
         yield number, row
 
 
@@ -88,12 +88,13 @@ def read_table(path: Path) -> list[Entry]:
         if not isinstance(file, str) or not file:
             raise DataError(
                 f"{path}, line {number}: wanted a file under one of {', '.join(FILE_KEYS)}; "
-                f"the row has {', '.join(str(name) for name in row) or 'nothing'}"
+                f"the row has {one_line(', '.join(map(str, row))) or 'nothing'}"
             )
         styles = [styles] if isinstance(styles, str) else styles or []
-        styles = [style for style in styles if style != ""]
-        if not all(isinstance(style, str) for style in styles):
-            raise DataError(f"{path}, line {number}: style must be paths, got {styles!r:.60}")
+        if not isinstance(styles, list) or not all(isinstance(style, str) for style in styles):
+            got = one_line(repr(styles), 60)
+            raise DataError(f"{path}, line {number}: style must be paths, got {got}")
+        styles = [style for style in styles if style]
         entries.append(Entry(file, caption, tuple(styles)))
     return entries
 

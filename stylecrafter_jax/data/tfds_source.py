@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stylecrafter_jax.data.records import BadRecord, DataError, Record, check_caption, check_media
+from stylecrafter_jax.foreign import one_line
 
 CAPTION_FEATURES = ("caption", "captions", "text", "label")
 
@@ -44,7 +45,7 @@ class TfdsSource:
                 tfds.builder_from_directory(folder) if prepared else tfds.builder(str(data))
             )
         except Exception as error:  # it raises many kinds, some of them not even ValueErrors
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = one_line(error) or type(error).__name__
             raise DataError(f"TensorFlow Datasets has no data set {data}: {reason}") from error
         features: Any = builder.info.features
         self.name = builder.info.name
@@ -76,7 +77,7 @@ class TfdsSource:
         try:
             row = self._rows[index]
         except Exception as error:  # whatever the reader raises on a damaged shard
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = one_line(error) or type(error).__name__
             raise BadRecord(f"cannot read the shard: {reason}") from error
         return Record(
             kind="image",

@@ -19,12 +19,16 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from stylecrafter_jax.media.containers import OpenVideo, VideoError
+
 SLOWEST, FASTEST = 0.01, 120.0
 # Its clock counts hundredths of a second, and players do not show a frame for just one.
 FASTEST_GIF = 50.0
 # mpeg4's clock has 16 bits: the numerator of a rate, at most FASTEST times this, must fit.
 RATE_DENOMINATOR = 500
 PALETTE_FRAMES = 16
+# Of all frames that are read of a video: more is a mistake or an attack.
+MOST_PIXELS = 2**31
 
 
 class MediaError(OSError):
@@ -116,21 +120,24 @@ def read_video(
     """Returns the upright frames of a video, at most `max_frames`, and its frames per second.
 
     Raises:
-        MediaError: the file cannot be decoded or has no frame.
+        MediaError: the file cannot be decoded (see `containers.OpenVideo`), has no frame, has
+            frames of different sizes, or of over 2 billion pixels together.
     """
+    frames, pixels = [], 0
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise MediaError(f"cannot read {path}: it has no video stream")
-            stream = container.streams.video[0]
-            decoded = itertools.islice(container.decode(stream), max_frames)
-            frames = [_upright(frame) for frame in decoded]
-            rate = stream.average_rate or stream.base_rate
-    except FFmpegError as error:
-        raise MediaError(f"cannot read {path}: {error.strerror}") from error
-    if not frames or not rate:
-        raise MediaError(f"cannot read {path}: it has no frames")
-    return np.stack(frames), float(rate)
+        with OpenVideo(Path(path)) as video:
+            decoded = video.container.decode(video.stream)
+            for frame in itertools.islice(decoded, max_frames):
+                pixels += frame.height * frame.width
+                if pixels > MOST_PIXELS:
+                    raise VideoError(f"its frames have over {MOST_PIXELS // 10**6} million pixels")
+                frames.append(_upright(frame))
+    except VideoError as error:
+        raise MediaError(f"cannot read {path}: {error}") from error
+    if len({frame.shape for frame in frames}) != 1:
+        problem = "frames of different sizes" if frames else "no frames"
+        raise MediaError(f"cannot read {path}: it has {problem}")
+    return np.stack(frames), float(video.rate)
 
 
 def contact_sheet(

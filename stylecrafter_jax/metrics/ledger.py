@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stylecrafter_jax.foreign import parse_json
 from stylecrafter_jax.metrics.measures import DEFINITION
 
 
@@ -29,20 +30,20 @@ class Ledger:
             self._read()
 
     def _read(self) -> None:
-        text = self._path.read_text(encoding="utf-8")
-        whole, _, cut = text.rpartition("\n")
-        for number, line in enumerate(whole.splitlines(), start=1):
+        data = self._path.read_bytes()
+        whole, _, cut = data.rpartition(b"\n")
+        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 scores, fingerprints = row["scores"], row["fingerprints"]
                 for name, fingerprint in fingerprints.items():
                     value = scores[name]
                     self._values[fingerprint] = math.nan if value is None else float(value)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise ValueError(f"{self._path}, line {number} is damaged; remove it") from error
         if cut:
             with self._path.open("r+b") as file:
-                file.truncate(len(text.encode()) - len(cut.encode()))
+                file.truncate(len(data) - len(cut))
 
     def find(self, fingerprint: str) -> float | None:
         """Returns a value that is measured already, or None."""

@@ -1,7 +1,6 @@
 """Finished videos on disk: which file belongs to which prompt, its frames, its hash."""
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageSequence
 
+from stylecrafter_jax.foreign import one_line, read_json
 from stylecrafter_jax.jobs import Entry, JobError, sha256
 from stylecrafter_jax.media.images import on_white, with_alpha
-from stylecrafter_jax.media.video import MediaError, read_video
+from stylecrafter_jax.media.video import MOST_PIXELS, MediaError, read_video
 
 STILLS = (".png", ".jpg", ".jpeg")
 ANIMATED = (".mp4", ".gif", ".webp", ".webm", ".mov", ".mkv", ".avi")
@@ -54,11 +54,12 @@ def _check_prompt(path: Path, entry: Entry) -> None:
     if not sidecar.is_file():
         return
     try:
-        prompt = json.loads(sidecar.read_text(encoding="utf-8"))["request"]["prompt"]
+        prompt = read_json(sidecar)["request"]["prompt"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise JobError(f"{sidecar} is damaged; remove it if the video is right") from error
     if prompt != entry.prompt:
-        raise JobError(f"{path} was made of {prompt!r}, but {entry.where} is {entry.prompt!r}")
+        made = one_line(repr(prompt))
+        raise JobError(f"{path} was made of {made}, but {entry.where} is {entry.prompt!r}")
 
 
 def is_still(path: Path) -> bool:
@@ -87,11 +88,20 @@ def read_frames(path: Path) -> UInt8[np.ndarray, "f h w 3"]:
 def _pictures(path: Path) -> list[np.ndarray]:
     try:
         with Image.open(path) as file:
+            frames = getattr(file, "n_frames", 1)
+            if frames * file.width * file.height > MOST_PIXELS:
+                raise MediaError(
+                    f"cannot read {path}: {frames} frames of {file.height}x{file.width} pixels are "
+                    f"more than {MOST_PIXELS // 10**6} million"
+                )
             return [
                 np.asarray(on_white(with_alpha(frame))) for frame in ImageSequence.Iterator(file)
             ]
-    except (OSError, ValueError, SyntaxError) as error:
-        raise MediaError(f"cannot read {path}: {error}") from error
+    except MediaError:
+        raise
+    except Exception as error:  # a decoder may raise anything on a broken file
+        reason = one_line(error) or type(error).__name__
+        raise MediaError(f"cannot read {path}: {reason}") from error
 
 
 def video_hash(path: Path) -> str:

@@ -15,6 +15,7 @@ from stylecrafter_jax.config_json import from_dict, to_dict
 from stylecrafter_jax.data.transforms import Drop
 from stylecrafter_jax.diffusion.guidance import Guidance
 from stylecrafter_jax.diffusion.samplers import SAMPLERS
+from stylecrafter_jax.foreign import QUOTED, one_line
 from stylecrafter_jax.models.unet_video import Remat
 from stylecrafter_jax.options import LAST_SEED, Options
 from stylecrafter_jax.train.stages import STAGES, StageName
@@ -315,12 +316,12 @@ def override(experiment: Experiment, assignments: Sequence[str]) -> Experiment:
         if not equals:
             raise ConfigError(f"wanted NAME=VALUE, got {assignment!r}")
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(name[:QUOTED], names, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"unknown setting {name}{hint}")
+            raise ConfigError(f"unknown setting {one_line(name)}{hint}")
         try:
             value = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             value = text
         *branches, leaf = name.split(".")
         node = values

@@ -15,6 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore  # generated
 
 from stylecrafter_jax.files import write_text
+from stylecrafter_jax.foreign import JSONError, parse_json
 
 METRICS, SKIPPED, BOARD = "metrics.jsonl", "skipped.jsonl", "tensorboard"
 
@@ -92,12 +93,24 @@ class _Board:
 
 
 def read_metrics(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
-    """Returns the lines of a run's metrics; a last line cut short by a crash is left out."""
-    path = run / name
+    """Returns the lines of a run's metrics; a last line cut short by a crash is left out.
+
+    Raises:
+        ValueError: a line is damaged; names it.
+    """
+    path, rows = run / name, []
     if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+        return rows
+    *lines, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = parse_json(line)
+        except JSONError as error:
+            raise ValueError(f"{path}, line {number} is damaged: {error}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise ValueError(f"{path}, line {number} is damaged: it has no step")
+        rows.append(row)
+    return rows
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ from stylecrafter_jax.checkpoints.torch_files import CheckpointError
 from stylecrafter_jax.config import ConfigError, ModelConfig
 from stylecrafter_jax.config_json import from_dict, to_dict
 from stylecrafter_jax.files import write_text
+from stylecrafter_jax.foreign import JSONError, read_json
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.tokenizer import Tokenizer
@@ -78,11 +79,16 @@ def read_run(run: Path) -> dict[str, Any]:
         ConfigError: there is none, or it is damaged.
     """
     try:
-        return json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+        found = read_json(run / RUN_FILE)
     except FileNotFoundError as error:
         raise ConfigError(f"{run} is no run: {RUN_FILE} is missing") from error
-    except ValueError as error:
+    except JSONError as error:
         raise ConfigError(f"{run}/{RUN_FILE} is damaged: {error}") from error
+    bundle = found.get("bundle") if isinstance(found, dict) else None
+    held = bundle.keys() if isinstance(bundle, dict) else set()
+    if not {"path", "manifest_sha256"} <= held or not isinstance(found.get("experiment"), dict):
+        raise ConfigError(f"{run}/{RUN_FILE} is damaged: it names no experiment or no bundle")
+    return found
 
 
 def _check_same(run: Path, experiment: Experiment, manifest: str) -> None:

@@ -1,0 +1,3 @@
+from tests.data.conftest import photos, tokenizer
+
+__all__ = ["photos", "tokenizer"]
