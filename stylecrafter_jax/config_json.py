@@ -68,6 +68,8 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         return value
     if origin is tuple:
         require(isinstance(value, list | tuple), f"{path}: wanted a list, {got}")
+        wanted = len(value) if args[-1] is Ellipsis else len(args)
+        require(len(value) == wanted, f"{path}: wanted {wanted} values, {got}")
         return tuple(_coerce(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, path)  # pyright: ignore[reportArgumentType]

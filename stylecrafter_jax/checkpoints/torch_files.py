@@ -199,7 +199,7 @@ def _inert_classes(torch: types.ModuleType, path: Path) -> contextlib.AbstractCo
     return torch.serialization.safe_globals(inert)
 
 
-def _unwrap(path: Path, content: Any) -> Mapping[str, Any]:
+def _unwrap(path: Path, content: Any) -> Mapping[Any, Any]:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):

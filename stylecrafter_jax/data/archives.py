@@ -173,6 +173,9 @@ class _Bounded(io.BufferedReader):
         super().__init__(raw)
         self.length = os.fstat(raw.fileno()).st_size
 
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return super().seek(min(offset, self.length), whence)
+
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(self.length if size is None or size < 0 else min(size, self.length))
 

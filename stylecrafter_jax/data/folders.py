@@ -20,6 +20,7 @@ from stylecrafter_jax.data.tables import TABLE_NAMES, Entry, read_rows, read_tab
 from stylecrafter_jax.foreign import one_line
 
 WEBVID_COLUMNS = ("videoid", "name")
+_HALVES = re.compile("[\ud800-\udfff]")
 _STYLE = re.compile(r"(.*)\.style\d*\.\w+$")
 
 
@@ -74,8 +75,8 @@ class FolderSource:
 
     def id(self, index: int) -> str:
         # A name on disk may be in no known encoding; reports must be able to print it.
-        name = self.entries[index].file.encode("utf-8", "surrogateescape")
-        return one_line(name.decode("utf-8", "replace"), LONGEST_ID)
+        name = _HALVES.sub("\ufffd", self.entries[index].file)
+        return one_line(name, LONGEST_ID)
 
     def __getitem__(self, index: int) -> Record:
         entry = self.entries[index]

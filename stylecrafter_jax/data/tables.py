@@ -54,6 +54,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
             for row in reader:
+                row.pop(None, None)  # pyright: ignore[reportArgumentType]  # cells without a column
                 yield reader.line_num, row
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: {one_line(error)}") from error

@@ -61,7 +61,9 @@ class OpenVideo:
         try:
             form = _container(self._file)
             self._file.seek(0)
-            self.container = cast(InputContainer, av.open(self._file, format=form))
+            # Names in a file may be in any encoding; nothing here reads them.
+            opened = av.open(self._file, format=form, metadata_errors="replace")
+            self.container = cast(InputContainer, opened)
         except FFmpegError as error:
             self._file.close()
             raise VideoError(error.strerror or one_line(error)) from error
@@ -91,6 +93,8 @@ def _stream(container: InputContainer) -> tuple[VideoStream, Fraction]:
     if not container.streams.video:
         raise VideoError("it has no video stream")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise VideoError("its codec is unknown")
     h, w = stream.height, stream.width
     if h * w > LARGEST_FRAME:
         raise VideoError(f"frames of {h}x{w} pixels are more than {LARGEST_FRAME // 10**6} million")

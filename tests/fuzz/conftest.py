@@ -1,3 +1,3 @@
-from tests.data.conftest import photos, tokenizer
+from tests.data.conftest import clip, photos, tokenizer
 
-__all__ = ["photos", "tokenizer"]
+__all__ = ["clip", "photos", "tokenizer"]
