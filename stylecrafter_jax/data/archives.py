@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
 from grain.sources import ArrayRecordDataSource
 
 from stylecrafter_jax.data.features import FEATURES_FILE
@@ -28,7 +29,9 @@ from stylecrafter_jax.data.tables import CAPTION_KEYS
 from stylecrafter_jax.foreign import JSONError, one_line, parse_json
 
 ARRAY_RECORD = re.compile(r"\.(array_?record|ar)(-\d+-of-\d+)?$")
+_NUMBERED = re.compile(r"-(\d+)-of-(\d+)(?!\d)")
 PACK_FILE = "pack.json"
+MOST_SHARDS = 1_000_000
 # WebDataset's caption members; the first that a sample has is taken.
 CAPTION_MEMBERS = ("txt_blip", "txt", "caption", "text", "json")
 _STYLE = re.compile(r"style\d*\.")
@@ -42,7 +45,7 @@ class ArrayRecordSource:
         read: bytes -> record, which has an `id`; raises `BadRecord`.
 
     Raises:
-        DataError: there is no shard, one is damaged, or the folder was not finished.
+        DataError: there is no shard, one is damaged or missing, or the folder was not finished.
     """
 
     def __init__(
@@ -53,16 +56,19 @@ class ArrayRecordSource:
         self._read = read
         if isinstance(paths, str | Path):
             self.name = Path(paths).name
-            paths = _shards(Path(paths))
+            folder, paths = Path(paths), _shards(Path(paths))
         else:
             self.name = Path(paths[0]).parent.name
+            folder = None
         try:
             self._shards: Any = ArrayRecordDataSource([str(path) for path in paths])
         except Exception as error:  # the reader raises plain exceptions of many kinds
-            reason = one_line(error) or type(error).__name__
-            raise DataError(f"cannot read the shards of {self.name}: {reason}") from error
+            which, reason = _first_broken(paths), one_line(error) or type(error).__name__
+            raise DataError(f"cannot read the shards of {self.name}, {which}: {reason}") from error
         if not len(self._shards):
             raise DataError(f"the shards of {self.name} hold no records")
+        if folder is not None and folder.is_dir():
+            _check_whole(folder, paths, len(self._shards))
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -269,3 +275,37 @@ def _shards(path: Path) -> list[Path]:
         if notes.is_file() and not read_notes(notes).get("complete"):
             raise DataError(f"{path} was not finished; run the command that made it again")
     return found
+
+
+def _first_broken(paths: Sequence[str | Path]) -> str:
+    """Returns the name of the first shard that cannot be opened alone."""
+    for path in paths:
+        try:
+            ArrayRecordReader(str(path)).close()
+        except Exception:  # as above
+            return Path(path).name
+    return "all together"
+
+
+def _check_whole(folder: Path, paths: Sequence[str | Path], records: int) -> None:
+    """Raises DataError if a folder has not all of its shards; names those that are missing."""
+    wanted = None
+    for name, key in ((PACK_FILE, "packed"), (FEATURES_FILE, "records")):
+        if (folder / name).is_file():
+            wanted = read_notes(folder / name).get(key)
+    if wanted == records:
+        return  # a shard that would have had no record is not written
+    names = {Path(path).name for path in paths}
+    absent = set()
+    for name in names:
+        if match := _NUMBERED.search(name):
+            number, count = match.groups()
+            whole = range(min(int(count), MOST_SHARDS))
+            found = (f"-{i:0{len(number)}d}-of-{count}" for i in whole)
+            absent |= {name[: match.start()] + one + name[match.end() :] for one in found} - names
+            break  # the others differ in their number alone
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise DataError(f"{folder} lacks its shard {min(absent)}{more}")
+    if wanted is not None:
+        raise DataError(f"{folder} has {records} of its {one_line(wanted)} records")

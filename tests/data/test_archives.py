@@ -143,5 +143,5 @@ def test_damaged_shards_are_noticed(photos, tmp_path):
             refused += 1
     assert refused == 1
     shard.write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match="cannot read the shards of packed"):
+    with pytest.raises(DataError, match="cannot read the shards of packed, data-00000-of-00001"):
         open_source(tmp_path / "packed")
