@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import sys
 import types
 import typing
 from typing import Any, Literal, TypeVar
@@ -11,6 +10,7 @@ from stylecrafter_jax.config import ConfigError, require
 from stylecrafter_jax.foreign import QUOTED, one_line
 
 T = TypeVar("T")
+LARGEST = 2**63  # what arrays and the formats of files can count
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -74,10 +74,11 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, path)  # pyright: ignore[reportArgumentType]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        require(abs(value) < sys.float_info.max, f"{path}: wanted a smaller number, {got}")
+        require(abs(value) < LARGEST, f"{path}: wanted a smaller number, {got}")
         return float(value)
     require(
         isinstance(value, hint) and not (hint is int and isinstance(value, bool)),
         f"{path}: wanted {hint.__name__}, {got}",
     )
+    require(hint is not int or abs(value) < LARGEST, f"{path}: wanted a smaller number, {got}")
     return value

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError
+from stylecrafter_jax.foreign import one_line
 
 
 class Restored(NamedTuple):
@@ -36,6 +37,9 @@ class Store:
         path: the folder; made if absent.
         keep_last: how many of the newest to keep.
         keep_best: how many of those with the lowest loss to keep.
+
+    Raises:
+        CheckpointError: the metrics of a checkpoint that is there are damaged.
     """
 
     def __init__(self, path: Path, *, keep_last: int = 3, keep_best: int = 1):
@@ -45,16 +49,19 @@ class Store:
             policies.append(
                 preservation_policy.BestN(get_metric_fn=_loss, reverse=True, n=keep_best)
             )
-        self._manager = ocp.CheckpointManager(
-            path.resolve(),
-            options=ocp.CheckpointManagerOptions(
-                create=True,
-                enable_async_checkpointing=True,
-                best_fn=_loss,
-                best_mode="min",
-                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-            ),
+        options = ocp.CheckpointManagerOptions(
+            create=True,
+            enable_async_checkpointing=True,
+            best_fn=_loss,
+            best_mode="min",
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
         )
+        try:
+            self._manager = ocp.CheckpointManager(path.resolve(), options=options)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                f"the metrics of a checkpoint in {path.resolve()} are damaged: {one_line(error)}"
+            ) from error
 
     def latest(self) -> int | None:
         """Returns the step of the newest complete checkpoint, None if there is none."""
@@ -92,7 +99,7 @@ class Store:
             step: which checkpoint.
 
         Raises:
-            CheckpointError: there is none, or it does not fit.
+            CheckpointError: there is none, it is damaged, or it does not fit.
         """
         step = self.latest() if step is None else step
         if step is None or step not in self._manager.all_steps():
@@ -105,12 +112,15 @@ class Store:
                     state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
                 ),
             )
-        except (ValueError, KeyError, TypeError) as error:
+            state, data = found["state"], found["data"]
+            if not isinstance(data, dict):
+                raise TypeError(f"the data's position is {data!r}")
+        except Exception as error:  # Orbax and its readers raise anything on a broken file
             raise CheckpointError(
-                f"the checkpoint of step {step} in {self._manager.directory} does not fit the "
-                f"config: {error}"
+                f"the checkpoint of step {step} in {self._manager.directory} is damaged or does "
+                f"not fit the config: {type(error).__name__}: {one_line(error, 400)}"
             ) from error
-        return Restored(step, found["state"], found["data"])
+        return Restored(step, state, data)
 
     def wait(self) -> None:
         """Returns once everything begun is on disk.

@@ -5,7 +5,6 @@ containers, except classes of training frameworks, for which an inert stand-in i
 """
 
 import contextlib
-import json
 import mmap
 import os
 import re
@@ -20,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from stylecrafter_jax.foreign import one_line
+from stylecrafter_jax.foreign import one_line, parse_json
 
 Tensors = Mapping[str, np.ndarray]
 SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
@@ -94,7 +93,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise CheckpointError(f"{path}: truncated, damaged, or no safetensors: {reason}") from error
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_size))
+        header = parse_json(file.read(header_size))  # which is JSON, as was checked
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     tensors = {}
     for name in names:

@@ -406,7 +406,16 @@ def test_too_much_bad_data_ends_training_with_a_line_and_the_checkpoint(
     found = refused(run)
     assert 0 < len(found) <= 4 and found.keys() <= reasons.keys()
     assert 0 < steps(run)[-1] < 12
-    for name in reasons:  # with the data mended the run goes on
+
+
+@pytest.mark.slow
+def test_on_mended_data_the_run_goes_on(toy, cli, experiment, bad_pictures, tmp_path):
+    folder, reasons = bad_pictures
+    config = config_file(tmp_path / "config.py", changed(experiment, data__images=str(folder)))
+    run = tmp_path / "run"
+    settings = ("--set", "data.max_bad_rate=0.03", "train.steps=12", "--quiet")
+    assert cli(["train", config, "--out", str(run), *settings]) == 1
+    for name in reasons:
         shutil.copy(folder / "0.jpg", folder / name)
     assert cli(["train", config, "--out", str(run), *settings]) == 0
     assert steps(run)[-1] == 12
