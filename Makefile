@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
+SCRIPTS := $(wildcard launch/*.sh launch/*/*.sh tests/launch/*bin/*)
 
 .PHONY: demo train-demo test lint scan audit format clean
 
@@ -33,6 +34,7 @@ lint: $(VENV)/dev scan
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/shellcheck -x $(SCRIPTS)
 
 # Offline. A finding is removed from the file, or marked there with a comment that says why.
 scan: $(VENV)/dev
