@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.conftest import experiment as experiment
+from tests.train.conftest import pictures as pictures
+
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 SLICE = ("--project", "p", "--zone", "us-west4-a", "--name", "a")
