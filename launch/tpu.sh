@@ -7,6 +7,8 @@ launch=$root/launch
 . "$launch/lib/act.sh"
 # shellcheck source=launch/lib/types.sh
 . "$launch/lib/types.sh"
+# shellcheck source=launch/lib/buckets.sh
+. "$launch/lib/buckets.sh"
 # shellcheck source=launch/lib/tpu_cloud.sh
 . "$launch/lib/tpu_cloud.sh"
 # shellcheck source=launch/lib/tpu_run.sh

@@ -53,12 +53,3 @@ resource_name() {
     [[ $1 =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
         usage_error "--name must be up to 40 of a-z, 0-9 and -, beginning with a letter, got $1"
 }
-
-# mount_parts BUCKET=DIR[:ro]: sets bucket, folder and mode (rw or ro).
-mount_parts() {
-    [[ $1 =~ ^gs://([a-z0-9][-_.a-z0-9]+)=(/[^:]+)(:ro)?$ ]] ||
-        usage_error "--mount must be gs://BUCKET=/FOLDER or gs://BUCKET=/FOLDER:ro, got $1"
-    # shellcheck disable=SC2034 # read by those who call this
-    bucket=${BASH_REMATCH[1]} folder=${BASH_REMATCH[2]} mode=${BASH_REMATCH[3]:+ro}
-    mode=${mode:-rw}
-}

@@ -16,7 +16,7 @@ cloud_says() {
 
 # check_place: everything that would make creation fail, one line each.
 check_place() {
-    local found mount mode bucket folder
+    local found
     found=$(ask someone gcloud auth list --filter status:ACTIVE --format 'value(account)' --quiet) &&
         [ -n "$found" ] || fail "gcloud is not logged in; run gcloud auth login"
     cloud_says "$project" projects describe "$project" --format 'value(projectId)' >/dev/null 2>&1 ||
@@ -27,15 +27,7 @@ check_place() {
         compute tpus accelerator-types list --zone "$zone" --format 'value(type)'
     offered --runtime "$runtime" "versions in $zone" \
         compute tpus versions list --zone "$zone" --format 'value(version)'
-    for mount in ${mounts[@]+"${mounts[@]}"}; do
-        mount_parts "$mount"
-        found=$(cloud_says True storage buckets describe "gs://$bucket" --raw \
-            --format 'value(hierarchicalNamespace.enabled)' 2>/dev/null) ||
-            fail "--mount: there is no bucket gs://$bucket that this account may see"
-        [ "$mode" = ro ] || [ "$found" = True ] ||
-            fail "--mount: gs://$bucket has no hierarchical namespace, so that checkpoints could not" \
-                "be renamed whole; create one with --enable-hierarchical-namespace, or mount it :ro"
-    done
+    check_mounts
 }
 
 # offered OPTION VALUE WHAT QUESTION...: VALUE must be among the answer's lines.

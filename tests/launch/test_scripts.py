@@ -33,7 +33,7 @@ def test_shellcheck_finds_nothing():
     assert checked.stdout == ""
 
 
-@pytest.mark.parametrize("name", ["launch/tpu.sh", "launch/gpu_slurm.sh"])
+@pytest.mark.parametrize("name", ["launch/tpu.sh", "launch/gpu_slurm.sh", "launch/gke/run.sh"])
 def test_help_names_every_option_that_is_parsed_and_no_other(name):
     helped = subprocess.run([ROOT / name, "--help"], capture_output=True, text=True)
     assert helped.returncode == 0 and helped.stderr == ""
