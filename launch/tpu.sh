@@ -195,8 +195,8 @@ do_logs() {
 
 do_status() {
     local node state
-    exists || fail "there is no $name in $zone of $project"
-    state=$(request_state)
+    state=$(request_state_or_none ACTIVE)
+    [ -n "$state" ] || fail "there is no $name in $zone of $project"
     echo "request: $state"
     for node in $(nodes); do echo "$node: $(node_state "$node")"; done
     # shellcheck disable=SC2016 # for the hosts' shell
