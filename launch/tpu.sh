@@ -56,7 +56,7 @@ the run (run):
   --keep-on-failure      keep what was created though something failed
   --poll SECONDS         between two looks at the hosts (20)
 looking (logs, ssh):
-  --worker N             (0)
+  --worker N             or all (0)
   --slice N              of several (0)
   --follow               go on printing
   --dry-run              print every command, run none
@@ -121,8 +121,10 @@ take() {
         --python) python=$2 ;;
         --mount) mount_parts "$2"; mounts+=("$2") ;;
         --max-restarts) whole_number "$@"; max_restarts=$2 ;;
-        --poll) poll=$2 ;;
-        --worker) worker=$2 ;;
+        --poll) [[ $2 =~ ^[0-9.]+$ ]] || usage_error "--poll must be seconds, got $2"; poll=$2 ;;
+        --worker)
+            [[ $2 =~ ^([0-9]+|all)$ ]] || usage_error "--worker must be a number or all, got $2"
+            worker=$2 ;;
         --slice) whole_number "$@"; slice=$2 ;;
         *) usage_error "there is no option $1" ;;
     esac

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.conftest import EMPTY, SLICE, WHAT
+from tests.launch.conftest import EMPTY, ROOT, SLICE, WHAT
 
 COUNT = """
 for i in 1 2 3 4; do
@@ -245,6 +246,8 @@ USAGE = [
     (("create", *SLICE, *WHAT, "--timeout", "1h"), "--timeout must be a whole number, got 1h"),
     (("create", *SLICE, *WHAT, "--wheel", "no.whl"), "--wheel: there is no file no.whl"),
     (("create", *SLICE, *WHAT, "--slices", "0"), "--slices must be 1 or more, got 0"),
+    (("create", *SLICE, *WHAT, "--poll", "often"), "--poll must be seconds, got often"),
+    (("logs", *SLICE, "--worker", "one"), "--worker must be a number or all, got one"),
     (("create", *SLICE, *WHAT, "--colour", "red"), "there is no option --colour"),
     (("create", *SLICE, *WHAT, "--zone"), "--zone needs a value"),
     (("create", *SLICE, *WHAT, "--", "ls"), "create takes no command"),
@@ -289,6 +292,37 @@ def test_a_dry_run_prints_what_a_run_does_and_does_nothing(cloud):
     assert list(dict.fromkeys(c for c in planned if "describe" not in c)) == list(
         dict.fromkeys(done)
     )
+
+
+def test_hosts_get_the_commit_and_files_that_differ_from_it_are_refused(cloud, tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT / "launch", tree / "launch")
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+        (tree / name).touch()
+    for folder in ("stylecrafter_jax", "configs"):
+        (tree / folder).mkdir()
+        (tree / folder / "file").write_text("committed")
+    author = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
+    for words in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "first"]):
+        subprocess.run(["git", *words], cwd=tree, check=True)
+    script = tree / "launch/tpu.sh"
+    words = ("create", *SLICE, "--type", "v5e-4", "--poll", "0.1", "--venv", sys.prefix)
+    (tree / "configs/mine.py").touch()
+    _, err = cloud.run(*words, script=script, status=1)
+    assert re.fullmatch(
+        r"tpu.sh: 1 files differ from commit \w{12}, which hosts would get: commit them, or say"
+        r" --allow-dirty to go without them\n",
+        err,
+    )
+    assert cloud.calls() == []
+    (tree / "stylecrafter_jax/file").write_text("changed")
+    cloud.run(*words, "--allow-dirty", script=script)
+    code = cloud.folder / "hosts/a-0/stylecrafter/src"
+    assert (code / "stylecrafter_jax/file").read_text() == "committed"
+    assert not (code / "configs/mine.py").exists()
+    shutil.rmtree(tree / ".git")
+    _, err = cloud.run(*words, script=script, status=2)
+    assert lines(err)[0].startswith("this folder is no git repository: say --wheel or --container")
 
 
 def test_slices_are_nodes_of_one_request(cloud):
