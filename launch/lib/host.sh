@@ -3,6 +3,7 @@
 #
 #   host.sh setup ID [--wheel FILE | --container IMAGE] [--venv DIR] [--python PROGRAM]
 #                    [--mount gs://BUCKET=/FOLDER[:ro]]...
+#   host.sh has ID               whether that is set up
 #   host.sh start COMMAND...     does nothing if that very command is running
 #   host.sh state                none, running, exited N, stopped N (somebody asked) or lost
 #   host.sh log [BYTES]          the command's output, from that byte on
@@ -61,6 +62,8 @@ pull_image() {
     sudo docker pull --quiet "$1"
 }
 
+has() { [ -e ready ] && [ "$(cat ready)" = "$1" ]; }
+
 # setup ID [OPTIONS]: ID says what is set up; a host that has it already does nothing.
 setup() {
     local id=$1 wheel='' image='' venv='' python=python3 mounts=() mount
@@ -77,7 +80,7 @@ setup() {
         shift 2
     done
     for mount in ${mounts[@]+"${mounts[@]}"}; do mount_bucket "$mount"; done
-    [ ! -e ready ] || [ "$(cat ready)" != "$id" ] || return 0
+    ! has "$id" || return 0
     [ "$(state)" != running ] || fail "is running a command of another set-up; stop it first"
     rm -rf ready src
     mkdir -p src bin
@@ -204,6 +207,7 @@ last() {
 main() {
     case ${1:-} in
         setup) setup "${@:2}" ;;
+        has) has "$2" ;;
         start) start "${@:2}" ;;
         supervise) supervise "${@:2}" ;;
         state) state ;;

@@ -3,6 +3,7 @@
 #
 # A slice is a queued resource of the same name; its nodes are --name, or with --slices --name-0, ....
 created=no  # whether this call has asked for what is there
+fresh=no     # whether its hosts were never set up
 following=no # whether this call follows a command on the hosts
 
 # cloud WORDS...: the only way to gcloud for what acts; cloud_says ANSWER WORDS... for what is asked.
@@ -116,7 +117,7 @@ create_slice() {
     [ "$internal_ips" = no ] || options+=(--internal-ips)
     [ -z "$service_account" ] || options+=(--service-account "$service_account")
     say "asking for $accelerator in $zone"
-    created=yes
+    created=yes fresh=yes
     cloud compute tpus queued-resources create "$name" "${options[@]}" \
         --valid-until-duration "${timeout}s" || fail "could not ask for $name: see gcloud's message"
     wait_for_slice
@@ -169,16 +170,27 @@ which_code() {
     fi
 }
 
-# set_up: code and host.sh to all hosts, and what host.sh does with them.
+# set_up: code and host.sh to all hosts, and what host.sh does with them. Hosts that have this code
+# get nothing, but mount what is not mounted.
 set_up() {
-    local parcel=${TMPDIR:-/tmp}/stylecrafter-$name node mount files
-    local words=(setup "$code_id${venv:+ in $venv}${python:+ with $python}")
+    local id="$code_id${venv:+ in $venv}${python:+ with $python}" mount words
+    words=(setup "$id")
     [ -z "$wheel" ] || words+=(--wheel "$(basename "$wheel")")
     [ -z "$container" ] || words+=(--container "$container")
     [ -z "$venv" ] || words+=(--venv "$venv")
     [ -z "$python" ] || words+=(--python "$python")
     for mount in ${mounts[@]+"${mounts[@]}"}; do words+=(--mount "$mount"); done
-    say "setting up the hosts with ${code_id:0:60}"
+    if [ "$fresh" = yes ] || ! hosts_do has "$id" 2>/dev/null; then
+        say "setting up the hosts with ${code_id:0:60}"
+        send_code || return
+    fi
+    hosts_do "${words[@]}" || return
+    fresh=no
+}
+
+# send_code: the code and host.sh to ~/stylecrafter of all hosts.
+send_code() {
+    local parcel=${TMPDIR:-/tmp}/stylecrafter-$name node files
     act mkdir -p "$parcel"
     if [ -z "$wheel$container" ]; then
         act git -C "$root" archive --format tar --output "$parcel/code.tar" "$code_id" \
@@ -192,7 +204,5 @@ set_up() {
     for node in $(nodes); do
         cloud compute tpus tpu-vm scp "${files[@]}" "$node:stylecrafter/" --worker all || return 1
     done
-    hosts_do "${words[@]}" || return
     act rm -r "$parcel"
 }
-

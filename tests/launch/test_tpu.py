@@ -84,6 +84,7 @@ def test_what_saved_or_lost_a_process_is_run_again_on_the_same_hosts(cloud):
     words = ("--type", "v5e-4", "--", "bash", "-c", program, "-", cloud.folder / "ended_with_")
     out, err = cloud.run("run", *SLICE, *WHAT, *words)
     assert out == "end\n" and len(cloud.state["created"]) == 1
+    assert sum("scp" in call for call in cloud.calls()) == 1  # the hosts have the code
     said = [line for line in lines(err) if "restart" in line]
     assert said == [f"ended with {n}; restart {i} of 10" for i, n in ((1, 3), (2, 4), (3, 137))]
 
@@ -103,6 +104,7 @@ def test_an_error_on_any_host_ends_the_run_and_leaves_nothing(cloud):
     assert cloud.state["requests"] == {} and len(cloud.state["created"]) == 1
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_kept_if_asked_and_what_was_there_before_is_kept(cloud):
     words = (*SLICE, *WHAT, "--type", "v5e-4")
     _, err = cloud.run("run", *words, "--keep-on-failure", "--", "false", status=1)
@@ -335,6 +337,7 @@ def test_slices_are_nodes_of_one_request(cloud):
     assert said == ["0 of 2\n", "1 of 2\n"]
 
 
+@pytest.mark.slow
 def test_a_container_runs_the_command_and_hears_stop(cloud):
     words = ["--project", "p", "--zone", "us-west4-a", "--name", "a", "--type", "v5e-4"]
     words += ["--poll", "0.1", "--container", "example.com/image:1"]
