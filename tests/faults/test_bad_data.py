@@ -430,6 +430,7 @@ def test_a_missing_shard_leaves_no_run(toy, cli, experiment, shards, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_shards_that_vanish_in_a_run_end_it_with_the_checkpoint(
     toy, cli, experiment, shards, tmp_path, capsys, monkeypatch
 ):
