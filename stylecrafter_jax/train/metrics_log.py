@@ -1,8 +1,6 @@
 """A run's metrics: one JSON object a line, and TensorBoard."""
 
 import contextlib
-import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore  #
 
 from stylecrafter_jax.files import write_text
 from stylecrafter_jax.foreign import JSONError, parse_json
+from stylecrafter_jax.train.json_lines import json_line
 
 METRICS, SKIPPED, BOARD = "metrics.jsonl", "skipped.jsonl", "tensorboard"
 
@@ -45,7 +44,7 @@ class MetricsLog:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes one line; it is on disk when this returns."""
         with _naming(self._run / METRICS):
-            self._metrics.write(_line({"step": step, **metrics}))
+            self._metrics.write(json_line({"step": step, **metrics}))
             self._metrics.flush()
         with _naming(self._run / BOARD):
             self._board.add(step, *(summary.scalar(*pair) for pair in metrics.items()))
@@ -53,7 +52,7 @@ class MetricsLog:
     def write_skipped(self, step: int, loss: float, index: list[int]) -> None:
         """Notes a step whose update was skipped, and which records were in its batch."""
         with _naming(self._run / SKIPPED):
-            self._skipped.write(_line({"step": step, "loss": loss, "index": index}))
+            self._skipped.write(json_line({"step": step, "loss": loss, "index": index}))
             self._skipped.flush()
 
     def write_image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
@@ -122,14 +121,6 @@ def _naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
-
-
 def _keep_until(path: Path, step: int) -> None:
     rows = [row for row in read_metrics(path.parent, path.name) if row["step"] <= step]
-    write_text(path, "".join(_line(row) for row in rows))
+    write_text(path, "".join(json_line(row) for row in rows))
