@@ -219,6 +219,14 @@ def stay_split(tree: Any) -> Any:
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, weight_specs(mesh, tree))
 
 
+def stay_whole(tree: Any) -> Any:
+    """Has a tree of arrays leave a program whole on every device of the mesh in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
+
+
 def on_one_device(tree: Any) -> Any:
     """Returns a tree of arrays whole on one device, copied only where they are not there.
 

@@ -39,6 +39,7 @@ from stylecrafter_jax.train.experiment import Experiment
 from stylecrafter_jax.train.feature_fit import check_features
 from stylecrafter_jax.train.feed import Feed, own_ledger
 from stylecrafter_jax.train.goals import make_loss
+from stylecrafter_jax.train.means import Means, labels
 from stylecrafter_jax.train.metrics_log import MetricsLog
 from stylecrafter_jax.train.objective import are_pictures
 from stylecrafter_jax.train.optimizer import learning_rate, make_optimizer
@@ -51,6 +52,7 @@ from stylecrafter_jax.train.streams import check_size, make_streams
 from stylecrafter_jax.train.watch import Watch
 
 REFUSED = "refused.jsonl"
+MEANS = "means"  # in a checkpoint, beside the data's position
 Step = Callable[[TrainState, Params, dict[str, Any], jax.Array], tuple[TrainState, Any]]
 
 
@@ -90,9 +92,11 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
         stack.callback(store.close)
         mesh, tx = parts.mesh, parts.tx
         state = put_weights(init_state(parts.start.trainable, tx), mesh)
+        means = Means(labels(parts.start.config))
         if store.latest() is not None:
             restored = store.restore(state)
             state = restored.state
+            means.set_state(restored.data.pop(MEANS, {}))
             parts.ahead.set_state(own_ledger(restored.data))
         done = int(state.step)
         feed = Feed(parts.ahead, mesh, done)
@@ -112,7 +116,9 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
             )
         )
         frozen = put_weights(parts.start.frozen, mesh)
-        loop = _Loop(experiment, mesh, frozen, *parts.steps, parts.sampler, feed, store, log, bar)
+        loop = _Loop(
+            experiment, mesh, frozen, *parts.steps, parts.sampler, feed, store, log, means, bar
+        )
         done = loop.iterate(state, done, stop)
     refused = feed.ledger.summary()
     if refused and leads():
@@ -213,12 +219,13 @@ class _Loop(NamedTuple):
     feed: Feed
     store: Store
     log: MetricsLog | None
+    means: Means
     bar: tqdm
 
     def iterate(self, state: TrainState, done: int, stop: threading.Event) -> int:
         """Returns the number of steps done at the end, whose state is saved."""
         settings = self.experiment.train
-        watch = Watch(self.log, settings.max_skipped, done)
+        watch = Watch(self.log, self.means, settings.max_skipped, done)
         key, saved = jax.random.key(settings.seed), done
         verdict = self.feed.verdict(watch.halt, stop.is_set())
         while done < settings.steps:
@@ -248,6 +255,8 @@ class _Loop(NamedTuple):
             last = verdict == STOP or done == settings.steps
             if last or logging:
                 self._write(done, watch)
+            if logging:
+                self.means.clear()
             if last or due:
                 saved = self._save(done, state, watch, saved)
             if self.sampler and sampling and verdict != STOP:
@@ -279,7 +288,8 @@ class _Loop(NamedTuple):
         watch.settle()
         if watch.unhealthy or done == saved:
             return saved
-        self.store.save(done, state, self.feed.state(done), watch.mean_loss())
+        data = {**self.feed.state(done), MEANS: self.means.get_state()}
+        self.store.save(done, state, data, watch.mean_loss())
         return done
 
     def _sample(self, sampler: Sampler, done: int, state: TrainState, watch: Watch) -> None:

@@ -14,6 +14,7 @@ from stylecrafter_jax.media.images import clip_pixels
 from stylecrafter_jax.models.networks import Networks
 from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.params import Params
+from stylecrafter_jax.train.means import LOSS_T, SCALE, by_layer, by_timestep
 from stylecrafter_jax.train.step import Batch, Loss, Metrics
 
 ENCODED = ("mean", "logvar", "text", "image")
@@ -126,7 +127,9 @@ def denoising(
     """Returns the loss of predicting eps, v or x0, with style where the batch has references.
 
     Rows flagged in `drop_text` get the empty prompt's text, rows flagged in `drop_style` a style
-    scale of 0, which is the base model without adapter.
+    scale of 0, which is the base model without adapter. Metrics, beside a number: `means.LOSS_T`
+    and `means.SCALE`, sums and counts of the unweighted loss per quarter of the timesteps, and of
+    the factors per dual cross-attention.
 
     Args:
         nets: the networks.
@@ -155,10 +158,12 @@ def denoising(
         text = seen.text
         if "drop_text" in batch:
             text = jnp.where(batch["drop_text"][:, None, None], seen.uncond, text)
+        metrics: Metrics = {}
         style = scale = None
         if seen.image is not None:
             style = nets.style_tokens(params, seen.image)
             scale = nets.style_scale(params, style, text)
+            metrics[SCALE] = by_layer(scale, batch.get("drop_style"))
             if "drop_style" in batch:
                 scale = jnp.where(batch["drop_style"][:, None], 0.0, scale)
         noisy = add_noise(schedule, x0, noise, t)
@@ -175,7 +180,9 @@ def denoising(
         target = training_target(schedule, x0, noise, t)
         errors = jnp.mean(jnp.square(pred - target), axis=tuple(range(1, x0.ndim)))
         weight = snr_weight(schedule, t, min_snr_gamma, weight_floor)
-        return jnp.mean(weight * errors), {"unweighted_loss": jnp.mean(errors)}
+        metrics[LOSS_T] = by_timestep(errors, t, schedule.timesteps)
+        metrics["unweighted_loss"] = jnp.mean(errors)
+        return jnp.mean(weight * errors), metrics
 
     return loss
 

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Int, Key
 
 from stylecrafter_jax.params import Params
-from stylecrafter_jax.sharding import stay_split
+from stylecrafter_jax.sharding import stay_split, stay_whole
 
 # Where several processes train, a row of their batch for each group of devices: whether the process
 # goes on, wants to stop, or failed and has no batch.
@@ -18,6 +18,7 @@ HALT = "halt"
 GO, STOP, FAILED = range(3)
 
 Batch = dict[str, Array]
+# A number, or sums and counts of parts of the batch in rows (n, 2); see `means`.
 Metrics = dict[str, Array]
 # (all parameters, batch, key) -> (loss, metrics)
 Loss = Callable[[Params, Batch, Array], tuple[Array, Metrics]]
@@ -107,7 +108,7 @@ def make_train_step(
         )
         new = stay_split(new)
         measured = {"loss": value, "grad_norm": norm, "skipped": new.skipped}
-        return new, {**measured, **said, **metrics}
+        return new, stay_whole({**measured, **said, **metrics})
 
     return train_step
 

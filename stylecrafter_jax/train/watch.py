@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stylecrafter_jax.processes import gathered, leads
+from stylecrafter_jax.train.means import Means
 from stylecrafter_jax.train.metrics_log import MetricsLog
 from stylecrafter_jax.train.step import FAILED, GO, HALT
 
@@ -24,6 +25,7 @@ class Watch:
 
     Args:
         log: where skipped steps are noted; None on processes that write nothing.
+        means: gets the metrics of parts of batches.
         max_skipped: so many updates skipped in a row end the run.
         done: steps done before.
 
@@ -32,10 +34,10 @@ class Watch:
         halt: what the processes said with the last step looked at; see `step.HALT`.
     """
 
-    def __init__(self, log: MetricsLog | None, max_skipped: int, done: int):
+    def __init__(self, log: MetricsLog | None, means: Means, max_skipped: int, done: int):
         self.unhealthy = 0
         self.halt = GO
-        self._log, self._max_skipped = log, max_skipped
+        self._log, self._means, self._max_skipped = log, means, max_skipped
         self._waiting: tuple[int, Any, np.ndarray] | None = None
         self._values: dict[str, float] = {}
         self._losses: list[float] = []
@@ -56,10 +58,11 @@ class Watch:
         if self._waiting is None:
             return
         (step, metrics, index), self._waiting = self._waiting, None
-        values = {name: np.asarray(value).item() for name, value in metrics.items()}
-        self.halt = int(values.pop(HALT, GO))
+        arrays = {name: np.asarray(value) for name, value in metrics.items()}
+        self.halt = int(arrays.pop(HALT, GO))
         if self.halt == FAILED:
             return  # no process took this step
+        values = self._means.add(arrays)
         self._last, self._values = step, values
         loss = values["loss"]
         if math.isfinite(loss) and math.isfinite(values["grad_norm"]):
@@ -79,11 +82,12 @@ class Watch:
             )
 
     def values(self) -> dict[str, float]:
-        """Returns the metrics of the last step, and the seconds per step since the last call."""
+        """Returns the last step's metrics, and since the last call means and seconds per step."""
         self.settle()
         now = time.perf_counter()
         (before, step), self._since = self._since, (now, self._last)
-        return {**self._values, "seconds": (now - before) / max(1, self._last - step)}
+        seconds = (now - before) / max(1, self._last - step)
+        return {**self._values, **self._means.values(), "seconds": seconds}
 
     def leave_out(self, seconds: float) -> None:
         """Does not count time that was spent on something else than steps."""

@@ -1,6 +1,7 @@
 """A small experiment on a few real pictures and clips."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from stylecrafter_jax.train.experiment import (
     OptimizerConfig,
     TrainConfig,
 )
+from stylecrafter_jax.train.means import LOSS_T, by_timestep
+from stylecrafter_jax.train.optimizer import make_optimizer
 from stylecrafter_jax.train.step import make_train_step
 from tests.conftest import SMALL
 from tests.data.conftest import numbered_clip, picture
@@ -91,10 +94,21 @@ def changed(experiment, **settings):
 
 def toy_loss(params, batch, key):
     """A loss of all weights, the pixels and the key that compiles at once."""
-    light = jnp.mean(batch["pixels"].astype(jnp.float32)) / 255.0 + jax.random.normal(key)
+    rows = jnp.mean(batch["pixels"].astype(jnp.float32), axis=(1, 2, 3, 4)) / 255.0
+    light = jnp.mean(rows) + jax.random.normal(key)
+    t = jax.random.randint(key, rows.shape, 0, 1000)
     unet = jnp.mean(params["unet/out.2/bias"])
     errors = [jnp.mean(jnp.square(w.astype(jnp.float32) - light)) for w in params.values()]
-    return sum(errors) + unet, {"light": light}
+    return sum(errors) + unet, {"light": light, LOSS_T: by_timestep(rows, t, 1000)}
+
+
+@functools.cache
+def toy_step(optimizer, steps, ema_decay):
+    """The step of `toy_loss`, compiled once for all tests."""
+    if optimizer.schedule == "constant" and steps != 1:
+        return toy_step(optimizer, 1, ema_decay)
+    step = make_train_step(toy_loss, make_optimizer(optimizer, steps), ema_decay=ema_decay)
+    return jax.jit(step.__wrapped__, donate_argnames="state", compiler_options=QUICK)
 
 
 @pytest.fixture
@@ -102,8 +116,7 @@ def toy(monkeypatch):
     """Runs whose networks are `toy_loss`: the laws of the loop hold for any loss."""
 
     def build_step(experiment, config, tx, mode):
-        step = make_train_step(toy_loss, tx, ema_decay=experiment.train.ema_decay)
-        return jax.jit(step.__wrapped__, donate_argnames="state", compiler_options=QUICK)
+        return toy_step(experiment.optimizer, experiment.train.steps, experiment.train.ema_decay)
 
     monkeypatch.setattr(loop, "build_step", build_step)
 

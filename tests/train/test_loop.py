@@ -74,6 +74,19 @@ def test_resumed_equals_uninterrupted(experiment, tmp_path, kind, request):
     assert {"loss", "grad_norm", "learning_rate", "skipped"} <= written[0].keys()
 
 
+def test_means_between_lines_are_those_of_a_run_without_a_stop(toy, experiment, tmp_path):
+    """Stopped at step 6, between lines at 4 and 8."""
+    few = changed(experiment, train__steps=8, train__log_every=4, train__save_every=100)
+    train(few, tmp_path / "straight", progress=False)
+    for steps in (6, 8):
+        train(changed(few, train__steps=steps), tmp_path / "parts", progress=False)
+    one, other = rows(tmp_path / "straight"), rows(tmp_path / "parts")
+    assert [row["step"] for row in other] == [4, 6, 8]
+    assert one == [row for row in other if row["step"] in (4, 8)]
+    # Of 8 rows drawn from 1000 timesteps by this seed, some lie in every half.
+    assert all(len([n for n in row if n.startswith("loss_t/")]) >= 2 for row in one)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_step_and_saves(toy, experiment, tmp_path, monkeypatch, number):
     write = MetricsLog.write

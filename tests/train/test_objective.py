@@ -13,6 +13,7 @@ from stylecrafter_jax import params as weights
 from stylecrafter_jax.config import ScheduleConfig
 from stylecrafter_jax.diffusion.schedules import make_schedule
 from stylecrafter_jax.tokenizer import Tokenizer
+from stylecrafter_jax.train.means import LOSS_T, SCALE
 from stylecrafter_jax.train.objective import (
     EMPTY_TEXT,
     denoising,
@@ -66,6 +67,22 @@ def test_rows_that_drop_their_style_are_the_base_model(nets, make_loss, batch):
     styled, _ = loss(params, {**batch, "drop_style": ~all_rows}, KEY)
     np.testing.assert_allclose(dropped, without, rtol=1e-6)
     assert abs(float(styled) - float(without)) > 1e-4 * float(without)
+
+
+def test_metrics_of_parts_are_those_of_the_rows_they_name(nets, make_loss, batch):
+    """Rows with and without style, and the loss of four timesteps by the key of the loss."""
+    loss, params = jax.jit(make_loss(), compiler_options=QUICK), nets[1]
+    dropped = jnp.array([True, False, False, True])
+    _, metrics = loss(params, {**batch, "drop_style": dropped}, KEY)
+    t = draw_timesteps(jax.random.split(KEY, 4)[1], 4, 1000)
+    counts = np.histogram(t, bins=[0, 250, 500, 750, 1000])[0]
+    np.testing.assert_array_equal(metrics[LOSS_T][:, 1], counts)
+    np.testing.assert_allclose(jnp.sum(metrics[LOSS_T][:, 0]) / 4, metrics["unweighted_loss"], 1e-6)
+    factors = nets[0].style_scale(
+        params, nets[0].style_tokens(params, batch["image"]), batch["text"]
+    )
+    np.testing.assert_allclose(metrics[SCALE][:, 0], factors[1] + factors[2], rtol=1e-5)
+    np.testing.assert_array_equal(metrics[SCALE][:, 1], 2.0)
 
 
 def test_rows_that_drop_their_text_do_not_see_it(nets, make_loss, batch):
