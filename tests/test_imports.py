@@ -47,11 +47,12 @@ PLACES = {
     "transformers": r"models/clip",
     "torch": r"checkpoints/torch_files",
     "cv2": r"metrics/flow",
+    "wandb": r"train/wandb_log",
     "tensorflow": r"(?!)",
     "tensorflow_datasets": r"data/.*",
 }
 # Not needed, or slow to import: only inside the functions that use them.
-INSIDE_FUNCTIONS = ("torch", "cv2", "tensorflow", "tensorflow_datasets")
+INSIDE_FUNCTIONS = ("torch", "cv2", "wandb", "tensorflow", "tensorflow_datasets")
 
 
 class Import(NamedTuple):

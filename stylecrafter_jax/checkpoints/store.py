@@ -122,6 +122,10 @@ class Store:
             ) from error
         return Restored(step, state, data)
 
+    def writing(self) -> bool:
+        """Returns whether a checkpoint is still being written."""
+        return self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         """Returns once everything begun is on disk.
 

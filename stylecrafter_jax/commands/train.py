@@ -42,7 +42,9 @@ def add_parser(commands) -> None:
     add_experiment(parser)
     add("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     add("--resume", action="store_true", help="refuse to begin anew if RUN holds no run")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--quiet", action="store_true", help="no progress line")
+    add("--profile", metavar="A:B", help="profile steps A to B of this start into RUN/profile")
+    add("--wandb", metavar="PROJECT", help="send the metrics to Weights & Biases as well")
     add_processes(parser)
     parser.set_defaults(run=_train)
 
@@ -81,8 +83,13 @@ def _train(args: argparse.Namespace) -> int:
     from stylecrafter_jax.programs import keep_on_disk
     from stylecrafter_jax.train.experiment import load_experiment, override
     from stylecrafter_jax.train.loop import train
+    from stylecrafter_jax.train.profiling import parse_span
     from stylecrafter_jax.train.runs import read_run
+    from stylecrafter_jax.train.wandb_log import check_wandb
 
+    span = None if args.profile is None else parse_span(args.profile)
+    if args.wandb is not None:
+        check_wandb()
     start_processes(args)
     keep_on_disk()
     # What Orbax's threads log with a traceback is raised as well, and becomes one line.
@@ -92,7 +99,9 @@ def _train(args: argparse.Namespace) -> int:
     if args.resume:
         read_run(args.out)
     try:
-        outcome = train(experiment, args.out, progress=not args.quiet)
+        outcome = train(
+            experiment, args.out, progress=not args.quiet, profile=span, wandb=args.wandb
+        )
     except RuntimeError as error:
         if not several():
             raise

@@ -4,12 +4,15 @@ Metrics are a function of the steps alone, and a resumed run has those of one th
 Events are the history: nothing is ever removed. Each line has `time` (UTC), `event` and `step`, how
 many steps were done then, and what else is to say:
 
-started, resumed   what it runs on, see `environment`
-stopped, finished  `reason` of a stop: a signal, or the error's one line
-skipped            `loss`, `records`: an update that was not finite
-save_failed        `reason`: a checkpoint could not be written; the run goes on
+started, resumed   what it runs on, see `environment`; `mesh` of several devices
+finished           all steps are done
+stopped            `reason`: a signal, or the error's one line
+save_failed        `reason`: a checkpoint could not be written, which ends the run
+lost_process       `reason`: another process of the run is gone, which ends the run
 no_samples         `reason`: samples could not be made; the run goes on
-lost_process       `process`, `reason`: another process of the run does not answer
+
+A run that was killed has no line of its end. Updates that were skipped have a file of their own,
+`skipped.jsonl`, since a run without a stop skips the same.
 """
 
 import contextlib
@@ -22,19 +25,21 @@ from typing import Any, Literal
 
 import jax
 
+from stylecrafter_jax.checkpoints.torch_files import CheckpointError
+from stylecrafter_jax.processes import several
 from stylecrafter_jax.train.json_lines import json_line, read_json_lines
 
 EVENTS = "events.jsonl"
+LONGEST_REASON = 500
 PACKAGES = ("stylecrafter_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 Event = Literal[
     "started",
     "resumed",
     "stopped",
     "finished",
-    "skipped",
     "save_failed",
-    "no_samples",
     "lost_process",
+    "no_samples",
 ]
 
 
@@ -67,6 +72,57 @@ def note(run: Path, event: Event, step: int, /, **fields: Any) -> None:
 def read_events(run: Path) -> list[dict[str, Any]]:
     """Returns a run's history, oldest first; a line that a crash cut short is left out."""
     return read_json_lines(run / EVENTS)
+
+
+class History:
+    """Notes how a run begins and, as a context, how it ends.
+
+    Args:
+        run: its folder; None notes nothing.
+        step: steps done before.
+
+    Attributes:
+        step: steps done by now; for the loop to set.
+    """
+
+    def __init__(self, run: Path | None, step: int):
+        self.step = step
+        self._run = run
+        self._ended = False
+
+    def note(self, event: Event, /, **fields: Any) -> None:
+        """Notes an event at this step; see `note`."""
+        if self._run is not None:
+            note(self._run, event, self.step, **fields)
+
+    def begin(self, mesh: dict[str, int]) -> None:
+        """Notes a start, or that a run goes on."""
+        if self._run is not None:
+            event = "resumed" if read_events(self._run) else "started"
+            self.note(event, **environment(), mesh=mesh)
+
+    def end(self, finished: bool) -> None:
+        """Notes that all steps are done, or that a signal stopped the run."""
+        self._ended = True
+        if finished:
+            self.note("finished")
+        else:
+            self.note("stopped", reason="signal")
+
+    def __enter__(self) -> "History":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: object) -> None:
+        if error is None or self._ended:
+            return
+        event: Event = "stopped"
+        if isinstance(error, CheckpointError):
+            event = "save_failed"
+        elif isinstance(error, RuntimeError) and several():
+            event = "lost_process"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        with contextlib.suppress(OSError):  # the error itself is what the user must see
+            self.note(event, reason=reason[:LONGEST_REASON])
 
 
 def environment() -> dict[str, Any]:

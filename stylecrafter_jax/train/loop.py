@@ -6,10 +6,9 @@ import math
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.config import ConfigError
+from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.data.device import DeviceBatches
 from stylecrafter_jax.data.pipeline import make_batches
 from stylecrafter_jax.data.records import DataError
@@ -39,21 +39,33 @@ from stylecrafter_jax.train.experiment import Experiment
 from stylecrafter_jax.train.feature_fit import check_features
 from stylecrafter_jax.train.feed import Feed, own_ledger
 from stylecrafter_jax.train.goals import make_loss
+from stylecrafter_jax.train.instruments import Instruments, open_instruments
 from stylecrafter_jax.train.means import Means, labels
 from stylecrafter_jax.train.metrics_log import MetricsLog
-from stylecrafter_jax.train.objective import are_pictures
+from stylecrafter_jax.train.objective import are_pictures, rows_of
 from stylecrafter_jax.train.optimizer import learning_rate, make_optimizer
+from stylecrafter_jax.train.profiling import Span
 from stylecrafter_jax.train.runs import CHECKPOINTS, claim, is_run
 from stylecrafter_jax.train.samples import SAMPLES, Sampler, make_sampler
 from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import Start, load_start
-from stylecrafter_jax.train.step import FAILED, STOP, TrainState, init_state, make_train_step
+from stylecrafter_jax.train.step import (
+    FAILED,
+    STOP,
+    Batch,
+    Metrics,
+    TrainState,
+    init_state,
+    make_train_step,
+)
 from stylecrafter_jax.train.streams import check_size, make_streams
+from stylecrafter_jax.train.throughput import Work, step_flops, work
+from stylecrafter_jax.train.wandb_log import WandbLog
 from stylecrafter_jax.train.watch import Watch
 
 REFUSED = "refused.jsonl"
 MEANS = "means"  # in a checkpoint, beside the data's position
-Step = Callable[[TrainState, Params, dict[str, Any], jax.Array], tuple[TrainState, Any]]
+Step = Callable[[TrainState, Params, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 
 class Outcome(NamedTuple):
@@ -63,7 +75,14 @@ class Outcome(NamedTuple):
     finished: bool
 
 
-def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcome:
+def train(
+    experiment: Experiment,
+    run: Path,
+    *,
+    progress: bool = True,
+    profile: Span | None = None,
+    wandb: str | None = None,
+) -> Outcome:
     """Trains until the last step, or until SIGTERM or Ctrl-C; goes on where the folder's run is.
 
     After a signal the step under way is finished and saved; a second one ends the process at once.
@@ -75,7 +94,9 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
     Args:
         experiment: what to do.
         run: the run's folder; see `runs`. The first process alone writes there, checkpoints apart.
-        progress: show a bar with the estimated time left on standard error.
+        progress: show a line with the estimated time left on standard error.
+        profile: steps of this process, the first one of several, to profile into `RUN/profile`.
+        wandb: a project of Weights & Biases to send the metrics to.
 
     Raises:
         ConfigError, CheckpointError, DataError: the config, the bundle or the data cannot be used.
@@ -103,27 +124,35 @@ def train(experiment: Experiment, run: Path, *, progress: bool = True) -> Outcom
         # After the prefetched batches were given back, the ledger is that of the trained ones.
         stack.callback(lambda: leads() and feed.ledger.write(run / REFUSED))
         stack.enter_context(parts.ahead)
-        log = MetricsLog(run, done) if leads() else None
+        mirror = by_leader(lambda: None if wandb is None else _mirror(wandb, run, experiment))
+        log = MetricsLog(run, done, mirror) if leads() else None
         if log is not None:
             stack.callback(log.close)
         stop = stack.enter_context(stop_signals())
-        bar = stack.enter_context(
-            tqdm(
-                total=settings.steps,
-                initial=done,
-                unit="step",
-                disable=not (progress and leads()),
-            )
+        tools = open_instruments(
+            stack,
+            run,
+            done=done,
+            total=settings.steps,
+            mesh=mesh,
+            means=means,
+            progress=progress,
+            profile=profile,
         )
         frozen = put_weights(parts.start.frozen, mesh)
         loop = _Loop(
-            experiment, mesh, frozen, *parts.steps, parts.sampler, feed, store, log, means, bar
+            experiment, mesh, frozen, *parts.steps, parts.sampler, feed, store, log, tools, {}
         )
         done = loop.iterate(state, done, stop)
+        tools.history.end(done >= settings.steps)
     refused = feed.ledger.summary()
     if refused and leads():
         print(f"{refused}; see {run / REFUSED}", file=sys.stderr)
     return Outcome(done, done >= settings.steps)
+
+
+def _mirror(project: str, run: Path, experiment: Experiment) -> WandbLog:
+    return WandbLog(project, run, to_dict(experiment))
 
 
 class _Parts(NamedTuple):
@@ -208,7 +237,10 @@ def build_step(
 
 
 class _Loop(NamedTuple):
-    """What the iteration needs beside the state; see `train`."""
+    """What the iteration needs beside the state; see `train`.
+
+    `works` has, for pictures and for videos, what a step does once one was compiled.
+    """
 
     experiment: Experiment
     mesh: Mesh | None
@@ -219,30 +251,30 @@ class _Loop(NamedTuple):
     feed: Feed
     store: Store
     log: MetricsLog | None
-    means: Means
-    bar: tqdm
+    tools: Instruments
+    works: dict[bool, Work]
 
     def iterate(self, state: TrainState, done: int, stop: threading.Event) -> int:
         """Returns the number of steps done at the end, whose state is saved."""
         settings = self.experiment.train
-        watch = Watch(self.log, self.means, settings.max_skipped, done)
+        watch = Watch(self.log, self.tools.means, settings.max_skipped)
         key, saved = jax.random.key(settings.seed), done
         verdict = self.feed.verdict(watch.halt, stop.is_set())
         while done < settings.steps:
-            try:
-                drawn = self.feed.next(stop.is_set())
-            except (DataError, OSError, ElsewhereError):
-                self._save(done, state, watch, saved)
-                raise
-            if drawn is None:
-                break
-            batch, index = drawn
-            step = self.picture_step if are_pictures(batch) else self.video_step
-            assert step is not None, "the experiment allows only sources that its stage can use"
-            with on_mesh(self.mesh):  # of the step alone: samples are made on one device
-                state, metrics = step(state, self.frozen, batch, key)
-            done += 1
-            watch.add(done, metrics, index)
+            with self.tools.profiler.step():
+                try:
+                    with self.tools.meter.time("data"):
+                        drawn = self.feed.next(stop.is_set())
+                except (DataError, OSError, ElsewhereError):
+                    self._save(done, state, watch, saved)
+                    raise
+                if drawn is None:
+                    break
+                state, metrics = self._step(state, drawn[0], key)
+            self.tools.profiler.end(metrics)
+            self.tools.meter.look(self.store.writing())
+            self.tools.history.step = done = done + 1
+            watch.add(done, metrics, drawn[1])
             # A checkpoint that is due at a step that was skipped waits for the next healthy one.
             due = done // settings.save_every > saved // settings.save_every
             sampling = self.sampler is not None and done % self.sampler.every == 0
@@ -253,15 +285,14 @@ class _Loop(NamedTuple):
             if verdict == FAILED:
                 break
             last = verdict == STOP or done == settings.steps
-            if last or logging:
-                self._write(done, watch)
+            values = self._write(done, watch) if last or logging else None
             if logging:
-                self.means.clear()
+                self.tools.means.clear()
             if last or due:
                 saved = self._save(done, state, watch, saved)
             if self.sampler and sampling and verdict != STOP:
                 self._sample(self.sampler, done, state, watch)
-            self.bar.update()
+            self.tools.console.update(done, values)
             if verdict == STOP:
                 break
         if verdict == FAILED or self.feed.error is not None:
@@ -271,9 +302,24 @@ class _Loop(NamedTuple):
         self.feed.check()
         return done
 
-    def _write(self, done: int, watch: Watch) -> None:
-        """Writes the metrics of a step; what cannot be written ends the run."""
-        values = watch.values()
+    def _step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """Returns the next state and the metrics; compiles at the first batch of a kind."""
+        pictures, meter = are_pictures(batch), self.tools.meter
+        step = self.picture_step if pictures else self.video_step
+        assert step is not None, "the experiment allows only sources that its stage can use"
+        new = pictures not in self.works
+        with on_mesh(self.mesh):  # of the step alone: samples are made on one device
+            with meter.time("compile") if new else contextlib.nullcontext():
+                if new:
+                    flops = step_flops(step, state, self.frozen, batch, key)
+                    self.works[pictures] = work(rows_of(batch), pictures, flops)
+                result = step(state, self.frozen, batch, key)
+        meter.add(self.works[pictures])
+        return result
+
+    def _write(self, done: int, watch: Watch) -> dict[str, float]:
+        """Writes the metrics of a step and returns them; what cannot be written ends the run."""
+        values = {**watch.values(), **self.tools.measured()}
         rate = learning_rate(self.experiment.optimizer, self.experiment.train.steps)
         values["learning_rate"] = np.asarray(rate(done - 1 - int(values["skipped"]))).item()
         if self.log is not None:
@@ -281,32 +327,34 @@ class _Loop(NamedTuple):
                 self.log.write(done, values)
             except OSError as error:
                 self.feed.fail(error)
-        self.bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        return values
 
     def _save(self, done: int, state: TrainState, watch: Watch, saved: int) -> int:
         """Begins to save a healthy state; returns the step of the newest checkpoint."""
         watch.settle()
         if watch.unhealthy or done == saved:
             return saved
-        data = {**self.feed.state(done), MEANS: self.means.get_state()}
-        self.store.save(done, state, data, watch.mean_loss())
+        with self.tools.meter.time("save"):
+            data = {**self.feed.state(done), MEANS: self.tools.means.get_state()}
+            self.store.save(done, state, data, watch.mean_loss())
         return done
 
     def _sample(self, sampler: Sampler, done: int, state: TrainState, watch: Watch) -> None:
         """Writes samples; a full disk, full memory or overflow there is no reason to end a run."""
         watch.settle()
-        begun = time.perf_counter()
-        weights = state.ema if self.experiment.samples.use_ema else state.trainable
-        weights = on_one_device({**self.frozen, **weights})
-        if self.log is None:
-            return
-        try:
-            grid = sampler(done, weights)
-            self.log.write_image(done, SAMPLES, grid)
-        except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            tqdm.write(f"step {done}: no samples: {reason}", file=sys.stderr)
-        watch.leave_out(time.perf_counter() - begun)
+        with self.tools.meter.time("samples"):
+            weights = state.ema if self.experiment.samples.use_ema else state.trainable
+            weights = on_one_device({**self.frozen, **weights})
+            if self.log is None:
+                return
+            try:
+                grid = sampler(done, weights)
+                self.log.write_image(done, SAMPLES, grid)
+            except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
+                reason = str(error).splitlines()[0]
+                tqdm.write(f"step {done}: no samples: {reason}", file=sys.stderr)
+                with contextlib.suppress(OSError):
+                    self.tools.history.note("no_samples", reason=reason)
 
 
 @contextlib.contextmanager

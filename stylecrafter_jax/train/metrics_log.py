@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore  #
 from stylecrafter_jax.files import write_text
 from stylecrafter_jax.foreign import JSONError, parse_json
 from stylecrafter_jax.train.json_lines import json_line
+from stylecrafter_jax.train.wandb_log import WandbLog
 
 METRICS, SKIPPED, BOARD = "metrics.jsonl", "skipped.jsonl", "tensorboard"
 
@@ -28,15 +29,16 @@ class MetricsLog:
         run: the run's folder.
         step: the step a run continues from; later lines, of steps that will be done again, are
             dropped, so that the files are those of a run without a stop.
+        mirror: gets metrics and images as well.
 
     Raises:
         OSError: a file cannot be written, here or in a method; it is named.
     """
 
-    def __init__(self, run: Path, step: int = 0):
+    def __init__(self, run: Path, step: int = 0, mirror: WandbLog | None = None):
         for name in (METRICS, SKIPPED):
             _keep_until(run / name, step)
-        self._run = run
+        self._run, self._mirror = run, mirror
         self._metrics = (run / METRICS).open("a", encoding="utf-8")
         self._skipped = (run / SKIPPED).open("a", encoding="utf-8")
         self._board = _Board(run / BOARD, step + 1)
@@ -48,6 +50,8 @@ class MetricsLog:
             self._metrics.flush()
         with _naming(self._run / BOARD):
             self._board.add(step, *(summary.scalar(*pair) for pair in metrics.items()))
+        if self._mirror is not None:
+            self._mirror.write(step, metrics)
 
     def write_skipped(self, step: int, loss: float, index: list[int]) -> None:
         """Notes a step whose update was skipped, and which records were in its batch."""
@@ -59,12 +63,16 @@ class MetricsLog:
         """Shows an image in TensorBoard."""
         with _naming(self._run / BOARD):
             self._board.add(step, summary.image(name, image, dataformats="HWC"))
+        if self._mirror is not None:
+            self._mirror.write_image(step, name, image)
 
     def close(self) -> None:
         """Closes everything; each line was on disk, or refused, when it was written."""
         for file in (self._metrics, self._skipped, self._board):
             with contextlib.suppress(OSError):
                 file.close()
+        if self._mirror is not None:
+            self._mirror.close()
 
 
 class _Board:

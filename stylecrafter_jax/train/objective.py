@@ -102,8 +102,16 @@ def encoded(nets: Networks, params: Params, batch: Batch, *, image_size: int) ->
 
 def are_pictures(batch: Batch) -> bool:
     """Returns whether a batch, of pixels or of features, holds clips of one frame."""
-    frames = batch["pixels"] if "pixels" in batch else batch["mean"]
-    return frames.shape[1] == 1
+    return _clips(batch).shape[1] == 1
+
+
+def rows_of(batch: Batch) -> int:
+    """Returns how many pictures or clips a batch holds, over all processes."""
+    return _clips(batch).shape[0]
+
+
+def _clips(batch: Batch) -> Array:
+    return batch["pixels"] if "pixels" in batch else batch["mean"]
 
 
 def _references(nets: Networks, params: Params, batch: Batch, size: int) -> Array:

@@ -2,7 +2,6 @@
 
 import math
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -27,22 +26,19 @@ class Watch:
         log: where skipped steps are noted; None on processes that write nothing.
         means: gets the metrics of parts of batches.
         max_skipped: so many updates skipped in a row end the run.
-        done: steps done before.
 
     Attributes:
         unhealthy: updates skipped in a row, up to the last step looked at.
         halt: what the processes said with the last step looked at; see `step.HALT`.
     """
 
-    def __init__(self, log: MetricsLog | None, means: Means, max_skipped: int, done: int):
+    def __init__(self, log: MetricsLog | None, means: Means, max_skipped: int):
         self.unhealthy = 0
         self.halt = GO
         self._log, self._means, self._max_skipped = log, means, max_skipped
         self._waiting: tuple[int, Any, np.ndarray] | None = None
         self._values: dict[str, float] = {}
         self._losses: list[float] = []
-        self._since = (time.perf_counter(), done)
-        self._last = done
 
     def add(self, step: int, metrics: Any, index: np.ndarray) -> None:
         """Takes a step's metrics, still being computed, and looks at those of the step before."""
@@ -63,7 +59,7 @@ class Watch:
         if self.halt == FAILED:
             return  # no process took this step
         values = self._means.add(arrays)
-        self._last, self._values = step, values
+        self._values = values
         loss = values["loss"]
         if math.isfinite(loss) and math.isfinite(values["grad_norm"]):
             self.unhealthy = 0
@@ -82,17 +78,9 @@ class Watch:
             )
 
     def values(self) -> dict[str, float]:
-        """Returns the last step's metrics, and since the last call means and seconds per step."""
+        """Returns the last step's metrics, and the means of parts of batches."""
         self.settle()
-        now = time.perf_counter()
-        (before, step), self._since = self._since, (now, self._last)
-        seconds = (now - before) / max(1, self._last - step)
-        return {**self._values, **self._means.values(), "seconds": seconds}
-
-    def leave_out(self, seconds: float) -> None:
-        """Does not count time that was spent on something else than steps."""
-        begun, step = self._since
-        self._since = (begun + seconds, step)
+        return {**self._values, **self._means.values()}
 
     def mean_loss(self) -> float:
         """Returns the mean loss of the healthy steps since the last call."""

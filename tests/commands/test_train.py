@@ -46,14 +46,16 @@ def config(experiment, tmp_path):  # noqa: F811 - a fixture
 def test_settings_reach_the_run(run, config, tmp_path, monkeypatch, capsys):
     seen = []
 
-    def record(experiment, folder, *, progress):  # noqa: F811
-        seen.append((experiment.train.steps, experiment.train.seed, folder, progress))
+    def record(experiment, folder, **wishes):  # noqa: F811
+        seen.append((experiment.train.steps, experiment.train.seed, folder, wishes))
         return Outcome(5, True)
 
     monkeypatch.setattr(loop, "train", record)
     settings = ("--set", "train.steps=5", "--set", "train.seed=3")
-    assert run("train", config, "--out", tmp_path / "run", *settings, "--quiet") == 0
-    assert seen == [(5, 3, tmp_path / "run", False)]
+    wishes = ("--quiet", "--profile", "2:4")
+    assert run("train", config, "--out", tmp_path / "run", *settings, *wishes) == 0
+    wanted = {"progress": False, "profile": (2, 4), "wandb": None}
+    assert seen == [(5, 3, tmp_path / "run", wanted)]
     assert capsys.readouterr().out == f"{tmp_path / 'run'}\n"
 
 

@@ -23,12 +23,14 @@ from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.train import loop, runs
+from stylecrafter_jax.train.events import read_events
 from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.metrics_log import MetricsLog, read_metrics
 from stylecrafter_jax.train.optimizer import make_optimizer
 from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import load_start
 from stylecrafter_jax.train.step import init_state, make_train_step
+from stylecrafter_jax.train.throughput import is_measured
 from stylecrafter_jax.train.watch import TrainingError
 from tests.train.conftest import changed, toy_loss
 
@@ -52,7 +54,11 @@ def state_of(run, experiment, start_bundle):
 
 
 def rows(run):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run)]
+    return [{k: v for k, v in row.items() if not is_measured(k)} for row in read_metrics(run)]
+
+
+def history(run):
+    return [(row["event"], row["step"]) for row in read_events(run)]
 
 
 def assert_same_run(one, other, experiment):
@@ -72,6 +78,14 @@ def test_resumed_equals_uninterrupted(experiment, tmp_path, kind, request):
     written = rows(tmp_path / "straight")
     assert [row["step"] for row in written] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "grad_norm", "learning_rate", "skipped"} <= written[0].keys()
+    assert history(tmp_path / "straight") == [("started", 0), ("finished", 6)]
+    assert history(tmp_path / "parts")[1:] == [("finished", 3), ("resumed", 3), ("finished", 6)]
+    measured = [row.keys() for row in read_metrics(tmp_path / "straight")]
+    assert {"seconds", "speed/images", "speed/data_wait", "memory/host"} <= set.intersection(
+        *map(set, measured)
+    )
+    assert "speed/compile" in measured[0] and "speed/compile" not in measured[1]
+    assert sum("checkpoint/blocked" in names for names in measured) == 2  # of steps 2 and 4
 
 
 def test_means_between_lines_are_those_of_a_run_without_a_stop(toy, experiment, tmp_path):
@@ -102,6 +116,7 @@ def test_a_signal_finishes_the_step_and_saves(toy, experiment, tmp_path, monkeyp
     assert outcome == (3, False)
     assert signal.getsignal(number) is before
     assert int(state_of(tmp_path / "run", experiment, experiment.bundle).step) == 3
+    assert history(tmp_path / "run") == [("started", 0), ("stopped", 3)]
 
 
 @pytest.mark.slow
@@ -223,6 +238,9 @@ def test_broken_data_ends_the_run_with_a_line_and_a_checkpoint(toy, experiment, 
     done = len(rows(run))
     assert done > 0
     assert int(state_of(run, strict, strict.bundle).step) == done
+    last = read_events(run)[-1]
+    assert (last["event"], last["step"]) == ("stopped", done)
+    assert "cannot be used, more than the share of 0" in last["reason"]
 
 
 def test_a_full_disk_for_metrics_ends_the_run_with_a_checkpoint(

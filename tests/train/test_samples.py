@@ -22,11 +22,9 @@ from stylecrafter_jax.request import Request
 from stylecrafter_jax.train import runs, samples
 from stylecrafter_jax.train.experiment import override
 from stylecrafter_jax.train.loop import train
-from stylecrafter_jax.train.means import Means
 from stylecrafter_jax.train.metrics_log import MetricsLog, read_metrics
 from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import load_start
-from stylecrafter_jax.train.watch import Watch
 from tests.train.conftest import QUICK, changed
 from tests.train.test_loop import assert_same_run
 
@@ -247,11 +245,3 @@ def test_a_sample_that_cannot_be_written_ends_no_run(
     assert "step 1: no samples: cannot write" in err and "No space left on device" in err
     assert [*(tmp_path / "run" / "samples").iterdir()] == []
     assert len(read_metrics(tmp_path / "run")) == 1
-
-
-def test_time_for_samples_is_not_that_of_steps(tmp_path):
-    log = MetricsLog(tmp_path)
-    watch = Watch(log, Means({}), 1, 0)
-    watch.leave_out(50.0)
-    assert -50.0 <= watch.values()["seconds"] < -40.0
-    log.close()
