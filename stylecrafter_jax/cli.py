@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from stylecrafter_jax.commands import data, new, planning, train
+from stylecrafter_jax.commands import data, new, planning, report, train
 from stylecrafter_jax.commands.arguments import add_mesh, add_sampling, add_size, add_speed
 from stylecrafter_jax.commands.interruptible import EXIT_INTERRUPTED
 
@@ -88,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_parser(commands)
     new.add_parser(commands)
     train.add_parser(commands)
+    report.add_parser(commands)
     _add_inspect(commands)
     planning.add_parser(commands)
     _add_demo(commands)

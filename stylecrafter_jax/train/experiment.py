@@ -5,7 +5,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -310,7 +310,7 @@ def override(experiment: Experiment, assignments: Sequence[str]) -> Experiment:
             type or contradicts another.
     """
     values = to_dict(experiment)
-    names = _leaves(values)
+    names = leaves(values)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
@@ -333,7 +333,7 @@ def override(experiment: Experiment, assignments: Sequence[str]) -> Experiment:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Returns one line for each setting that differs between two experiments as dicts."""
-    before, after = _leaves(old), _leaves(new)
+    before, after = leaves(old), leaves(new)
     return [
         f"{name} was {json.dumps(before.get(name))}, is now {json.dumps(after.get(name))}"
         for name in sorted({*before, *after})
@@ -341,9 +341,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _leaves(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+def leaves(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Returns an experiment as plain values by the names that `override` takes."""
     flat = {}
     for name, value in values.items():
         path = f"{where}.{name}" if where else name
-        flat |= _leaves(value, path) if isinstance(value, dict) else {path: value}
+        flat |= leaves(value, path) if isinstance(value, dict) else {path: value}
     return flat

@@ -45,7 +45,7 @@ from stylecrafter_jax.train.metrics_log import MetricsLog
 from stylecrafter_jax.train.objective import are_pictures, rows_of
 from stylecrafter_jax.train.optimizer import learning_rate, make_optimizer
 from stylecrafter_jax.train.profiling import Span
-from stylecrafter_jax.train.runs import CHECKPOINTS, claim, is_run
+from stylecrafter_jax.train.runs import CHECKPOINTS, REFUSED, claim, is_run
 from stylecrafter_jax.train.samples import SAMPLES, Sampler, make_sampler
 from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import Start, load_start
@@ -63,7 +63,6 @@ from stylecrafter_jax.train.throughput import Work, step_flops, work
 from stylecrafter_jax.train.wandb_log import WandbLog
 from stylecrafter_jax.train.watch import Watch
 
-REFUSED = "refused.jsonl"
 MEANS = "means"  # in a checkpoint, beside the data's position
 Step = Callable[[TrainState, Params, Batch, jax.Array], tuple[TrainState, Metrics]]
 

@@ -3,9 +3,12 @@
 run.json         the experiment, the bundle's manifest hash, versions
 checkpoints/     Orbax; see `checkpoints.store`
 metrics.jsonl    one object a line; the same in tensorboard/
+events.jsonl     starts, stops and faults; see `events`
 skipped.jsonl    steps whose update was not finite, with the batch's record numbers
 refused.jsonl    records that could not be used, and why
 samples/         step_000500.png and, of videos, .mp4; see `samples`
+profile/         of steps that were asked for; see `profiling`
+report.html      of `stylecrafter report`
 """
 
 import json
@@ -47,6 +50,7 @@ from stylecrafter_jax.train.step import init_state
 
 RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
+REFUSED = "refused.jsonl"
 Which = Literal["ema", "last"]
 
 

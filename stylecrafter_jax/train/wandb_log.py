@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 
 from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.files import write_text
+from stylecrafter_jax.foreign import JSONError, read_json
 
 WANDB_FILE = "wandb.json"
 
@@ -33,10 +34,7 @@ class WandbLog:
     def __init__(self, project: str, run: Path, config: Mapping[str, Any]):
         wandb = _package()
         path = run / WANDB_FILE
-        if path.exists():
-            run_id = json.loads(path.read_text(encoding="utf-8"))["id"]
-        else:
-            run_id = secrets.token_hex(4)
+        run_id = _stored_id(path) if path.exists() else secrets.token_hex(4)
         try:
             self._run = wandb.init(
                 project=project,
@@ -66,6 +64,13 @@ class WandbLog:
     def close(self) -> None:
         """Waits until everything is sent, or stored where it is not."""
         self._run.finish()
+
+
+def _stored_id(path: Path) -> str:
+    try:
+        return str(read_json(path)["id"])
+    except (JSONError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: it has no id") from error
 
 
 def check_wandb() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.train import loop, runs
 from stylecrafter_jax.train.events import read_events
 from stylecrafter_jax.train.loop import train
+from stylecrafter_jax.train.means import LOSS_T
 from stylecrafter_jax.train.metrics_log import MetricsLog, read_metrics
 from stylecrafter_jax.train.optimizer import make_optimizer
 from stylecrafter_jax.train.stages import STAGES
@@ -84,6 +86,9 @@ def test_resumed_equals_uninterrupted(experiment, tmp_path, kind, request):
     assert {"seconds", "speed/images", "speed/data_wait", "memory/host"} <= set.intersection(
         *map(set, measured)
     )
+    documented = set(re.findall(r"`([^`]+)`", (ROOT / "docs/observing.md").read_text()))
+    own = {"step", "light"}  # of every line, and of the toy
+    assert {n for names in measured for n in names if not n.startswith(LOSS_T)} - own <= documented
     assert "speed/compile" in measured[0] and "speed/compile" not in measured[1]
     assert sum("checkpoint/blocked" in names for names in measured) == 2  # of steps 2 and 4
 

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -22,6 +23,13 @@ def test_without_the_package_the_command_says_how_to_install_it(monkeypatch, tmp
         "'stylecrafter_jax[wandb]'\n"
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_an_id_that_is_damaged_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+    (tmp_path / "wandb.json").write_text("[")
+    with pytest.raises(ConfigError, match="wandb.json is damaged: it has no id"):
+        WandbLog("styles", tmp_path, {})
 
 
 @pytest.mark.skipif(
