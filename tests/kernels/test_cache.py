@@ -21,7 +21,7 @@ def test_parts_are_as_few_as_fit(monkeypatch, rows, row_bytes, wanted):
 
 def test_accelerators_and_meshes_get_one_part(monkeypatch):
     monkeypatch.setattr(cache, "CACHE_BYTES", 1)
-    for name, value in {"target": "tpu", "devices_of_rows": 2}.items():
+    for name, value in {"target": "tpu", "devices_in_use": 2}.items():
         with monkeypatch.context() as patch:
             patch.setattr(cache, name, lambda value=value: value)
             assert cache.parts(8, 8) == 1
