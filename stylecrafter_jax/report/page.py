@@ -35,7 +35,7 @@ CHARTS = (
     Chart("Pictures and clips a second and chip", r"speed/(images|videos)", smooth=False),
     Chart("TFLOP/s a chip", r"speed/(tflops)", smooth=False),
     Chart("Share of the chip's peak", r"speed/(mfu)", smooth=False),
-    Chart("Share of the time that waits for data", r"speed/(data_wait)", smooth=False),
+    Chart("Share of the time that waits for data", r"speed/(data_wait)", smooth=False, log=False),
     Chart("Seconds a step", r"(seconds)", smooth=False),
     Chart("Memory, GB", r"memory/(.+)", smooth=False),
     Chart("Seconds of compiling, samples and checkpoints", r"(?:speed|checkpoint)/(.+)", False),
@@ -135,9 +135,8 @@ def _samples(facts: Facts) -> Markup:
     prompts = [element("li", str(prompt)) for prompt in samples.get("prompts") or ()]
     return joined(
         [
-            element(
-                "p", f"{len(shown)} of {len(facts.samples)} grids, the newest last. A row each:"
-            ),
+            element("p", f"{len(shown)} of {len(facts.samples)} grids, the newest last."),
+            element("p", "A row for each prompt, in each of the styles:"),
             element("ol", *prompts),
             element("div", *figures, class_="grids"),
         ]
@@ -197,7 +196,7 @@ def _refused(rows: Sequence[Row]) -> Markup:
     ]
     cells = [[_plain(row.get(key)) for key in ("source", "id", "reason")] for row in rows]
     last = table(("source", "record", "reason"), cells[-LISTED:])
-    return joined([element("ul", *lines), element("p", f"Records{_only(len(rows))}"), last])
+    return joined([element("ul", *lines), element("p", _only(len(rows))), last])
 
 
 def _only(count: int) -> str:
