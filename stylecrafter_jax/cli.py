@@ -166,6 +166,7 @@ def _add_evaluate(commands) -> None:
     add_size(parser)
     add_sampling(parser)
     add_speed(parser)
+    add_mesh(parser)
     parser.set_defaults(run=_evaluate)
 
 
