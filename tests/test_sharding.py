@@ -17,6 +17,7 @@ from stylecrafter_jax.models.networks import networks, parameter_shapes
 from stylecrafter_jax.models.unet_video import unet_plan
 from stylecrafter_jax.sharding import RULES, make_mesh, parse_mesh, put_weights, weight_spec
 from tests.conftest import SMALL
+from tests.kernels.test_sharded import COLLECTIVES
 from tests.parity import weights as drawn
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -27,10 +28,6 @@ MESHES = {
     "frames": {"frames": 4},
     "all": {"fsdp": 2, "frames": 2, "tensor": 2},
 }
-
-MESSAGES = re.compile(
-    r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
-)
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +106,7 @@ def test_messages_are_those_that_are_meant_and_no_others(name, wanted):
 
     mesh = make_mesh(np.array(jax.devices()[:8]), **MESHES[name])
     program, _ = compiled(mesh, run, params, batch)
-    found = collections.Counter(MESSAGES.findall(program.as_text()))
+    found = collections.Counter(re.findall(COLLECTIVES, program.as_text()))
     assert set(found) == wanted
     if name == "frames":
         temporal = sum(layer.kind == "temporal" for layer in unet_plan(SMALL.unet).layers)

@@ -4,16 +4,17 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from stylecrafter_jax.checkpoints.bundle import read_config
 from stylecrafter_jax.commands.convert import read_model
 from stylecrafter_jax.commands.generate import make_options
 from stylecrafter_jax.config import ConfigError, ModelConfig
+from stylecrafter_jax.kernels.sharded import BATCH_AXES
 from stylecrafter_jax.plan import report
 from stylecrafter_jax.plan.compiled import QUICK
 from stylecrafter_jax.plan.tasks import Task, generation, training
 from stylecrafter_jax.plan.topology import TopologyError, parse
+from stylecrafter_jax.sharding import parse_mesh
 from stylecrafter_jax.train.experiment import Experiment, load_experiment, override
 
 EXIT_DOES_NOT_FIT = 4
@@ -86,12 +87,12 @@ def _fsdp(mesh: str | None, chips: int) -> int:
     """Returns the size of the axis fsdp of a mesh such as "data=4,fsdp=4"; data may be left out."""
     if mesh is None:
         return 1
-    sizes: dict[str, Any] = {}
-    for item in mesh.split(","):
-        name, _, size = item.partition("=")
-        if name not in ("data", "fsdp") or not size.isdigit() or int(size) < 1 or name in sizes:
-            raise TopologyError(f"--mesh wants data=N,fsdp=N, got {mesh!r}")
-        sizes[name] = int(size)
+    try:
+        sizes = parse_mesh(mesh)
+    except ValueError:
+        sizes = None
+    if sizes is None or not sizes.keys() <= set(BATCH_AXES):
+        raise TopologyError(f"--mesh wants data=N,fsdp=N, got {mesh!r}")
     fsdp = sizes.get("fsdp", 1)
     if chips % fsdp or sizes.get("data", chips // fsdp) * fsdp != chips:
         raise TopologyError(f"--mesh {mesh} does not make {chips} chips")

@@ -87,7 +87,7 @@ def dual_attention(
     if devices_in_use() > 1:
         some = f"a style for {styled} of {rows} rows on several devices"
         missing = missing or uneven(rows, q.shape[1]) or (some if styled < rows else None)
-        missing = missing or ("heads on several devices" if split_heads() else None)
+    missing = missing or split_heads()
     taken = chosen(impl, fastest=fastest(), missing=missing)
     by_row, norm = (q, text_k, text_v, style_k, style_v, gain), (norm_scale, norm_bias)
     if taken == "pallas":

@@ -46,9 +46,9 @@ def split_videos() -> int:
     return _size(FRAMES)
 
 
-def split_heads() -> bool:
-    """Returns whether the heads of an attention are split over devices."""
-    return _size(TENSOR) > 1
+def split_heads() -> str | None:
+    """Returns what keeps a kernel from having all heads of its rows; None if nothing does."""
+    return "heads on several devices" if _size(TENSOR) > 1 else None
 
 
 def uneven(rows: int, queries: int | None = None) -> str | None:
@@ -94,12 +94,9 @@ def over_rows(
         return function(*by_row, *shared)
     tensor = _size(TENSOR)
     by_head = (TENSOR,) if tensor > 1 and heads is not None and heads % tensor == 0 else ()
-    first = PartitionSpec(rows, *_open((FRAMES,)) if queries else (None,), *by_head)
+    first = PartitionSpec(rows, FRAMES if queries and _open((FRAMES,)) else None, *by_head)
     others = PartitionSpec(rows, None, *by_head) if by_head else PartitionSpec(rows)
     specs = (first, *[others] * (len(by_row) - 1), *[PartitionSpec()] * len(shared))
-    if not by_head and not queries:
-        first = PartitionSpec(rows)
-        specs = (first, *specs[1:])
     # Pallas does not say over which axes its results vary, so this cannot be checked.
     split = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=first, check_vma=False)
     return split(*by_row, *shared)

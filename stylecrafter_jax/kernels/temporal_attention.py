@@ -71,8 +71,7 @@ def temporal_attention(
     missing = not_covered(q.dtype, width_of_head(q.shape[2], heads))
     if q.shape[1] > FRAMES:
         missing = missing or f"{q.shape[1]} frames"
-    missing = missing or uneven(q.shape[0])
-    missing = missing or ("heads on several devices" if split_heads() else None)
+    missing = missing or uneven(q.shape[0]) or split_heads()
     taken = chosen(impl, fastest=fastest(), missing=missing)
     by_row, tables = (q, k, v), (table_k, table_v)
     if taken == "pallas":

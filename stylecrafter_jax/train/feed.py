@@ -46,6 +46,7 @@ class Feed:
         self.error: Exception | None = None
         self._batches, self._mesh, self._done = batches, mesh, done
         self._last: dict[int, dict[str, Any]] = {}  # of each stream, for a step without a batch
+        self._said: dict[int, jax.Array] = {}  # on the devices, once for all steps
         self._states = collections.deque([(done, batches.get_state())], _KEPT)
 
     def next(self, stop: bool) -> tuple[dict[str, Any], np.ndarray] | None:
@@ -121,7 +122,9 @@ class Feed:
             raise self.error
 
     def _say(self, code: int) -> jax.Array:
-        assert self._mesh is not None, "several processes share a mesh"
-        blocks, _ = own_blocks(self._mesh)
-        rows = np.full(len(blocks), code, np.int32)
-        return jax.make_array_from_process_local_data(batch_sharding(self._mesh), rows)
+        if code not in self._said:
+            assert self._mesh is not None, "several processes share a mesh"
+            rows = np.full(len(own_blocks(self._mesh)[0]), code, np.int32)
+            where = batch_sharding(self._mesh)
+            self._said[code] = jax.make_array_from_process_local_data(where, rows)
+        return self._said[code]

@@ -83,9 +83,9 @@ def make_train_step(
 
     @functools.partial(jax.jit, donate_argnames="state")
     def train_step(state: TrainState, frozen: Params, batch: Batch, key: Key[Array, ""]):
-        batch, halts = dict(batch), batch.get(HALT)
-        said = {} if halts is None else {HALT: jnp.max(batch.pop(HALT))}
-        here = jnp.bool_(True) if halts is None else said[HALT] < FAILED
+        said = {HALT: jnp.max(batch[HALT])} if HALT in batch else {}
+        here = said[HALT] < FAILED if said else jnp.bool_(True)
+        batch = {name: x for name, x in batch.items() if name != HALT}
         key = jax.random.fold_in(key, state.step)
         if accumulate == 1:
             (value, metrics), grads = gradient(state.trainable, frozen, batch, key)

@@ -20,7 +20,6 @@ from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError, read_tensors
 from stylecrafter_jax.cli import main
 from stylecrafter_jax.config import ConfigError
-from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.train import loop, runs
@@ -34,6 +33,7 @@ from stylecrafter_jax.train.start import load_start
 from stylecrafter_jax.train.step import init_state, make_train_step
 from stylecrafter_jax.train.throughput import is_measured
 from stylecrafter_jax.train.watch import TrainingError
+from tests.several import write_config
 from tests.train.conftest import changed, toy_loss
 
 ROOT = Path(__file__).parents[2]
@@ -291,12 +291,7 @@ def test_merged_run_is_a_bundle(toy, experiment, tmp_path):
 @pytest.mark.slow
 def test_killed_equals_uninterrupted(experiment, tmp_path):
     steps = changed(experiment, train__steps=50, train__save_every=5)
-    config = tmp_path / "config.py"
-    config.write_text(
-        "from stylecrafter_jax.config_json import from_dict\n"
-        "from stylecrafter_jax.train.experiment import Experiment\n"
-        f"def get_config():\n    return from_dict(Experiment, {to_dict(steps)!r})\n"
-    )
+    config = write_config(steps, tmp_path / "config.py")
     code = (
         "import sys; from pathlib import Path\n"
         "from stylecrafter_jax.train.experiment import load_experiment\n"

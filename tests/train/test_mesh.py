@@ -9,14 +9,9 @@ from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.train import loop
 from stylecrafter_jax.train.loop import train
-from stylecrafter_jax.train.metrics_log import read_metrics
 from stylecrafter_jax.train.optimizer import make_optimizer
-from stylecrafter_jax.train.runs import merged
 from stylecrafter_jax.train.step import init_state
-from tests.train.conftest import QUICK, changed
-
-# Sums over devices are added in another order; Adam divides the small ones by their own size.
-LOSS, WEIGHTS = 1e-5, 2e-4
+from tests.train.conftest import QUICK, assert_same_training, changed
 
 
 @pytest.fixture
@@ -44,31 +39,16 @@ def on(experiment, data, fsdp, **settings):
     return changed(experiment, mesh={"data": data, "fsdp": fsdp}, **settings)
 
 
-def losses(run):
-    return [row["loss"] for row in read_metrics(run)]
-
-
-def trained(run):
-    return {k: v for k, v in merged(run, "last")[1].items() if "adapter" in k or "_style" in k}
-
-
-def assert_same(one, other):
-    np.testing.assert_allclose(losses(one), losses(other), rtol=LOSS)
-    ours, theirs = trained(one), trained(other)
-    for name, value in ours.items():
-        np.testing.assert_allclose(value, theirs[name], atol=WEIGHTS, err_msg=name)
-
-
 def test_any_mesh_trains_as_one_device_and_goes_on_on_another(tmp_path, eight, toy):
     one, split, moved = (tmp_path / name for name in ("one", "split", "moved"))
     train(eight, one, progress=False)
     samples = {"every": 3, "prompts": ["a thing"], "steps": 2, "height": 8, "width": 8}
     train(on(eight, None, 2, samples=samples), split, progress=False)
-    assert_same(one, split)
+    assert_same_training(one, split)
     assert (split / "samples/step_000003.png").is_file()
     for data, fsdp, steps in ((8, 1, 1), (1, 4, 3)):
         train(on(eight, data, fsdp, train__steps=steps), moved, progress=False)
-    assert_same(one, moved)
+    assert_same_training(one, moved)
 
 
 @pytest.mark.slow
@@ -78,7 +58,7 @@ def test_the_model_itself_trains_on_a_mesh_as_on_one_device(tmp_path, eight, qui
     train(eight, one, progress=False)
     mesh = dict(zip(("data", "fsdp", "frames", "tensor"), sizes, strict=False))
     train(changed(eight, mesh=mesh), split, progress=False)
-    assert_same(one, split)
+    assert_same_training(one, split)
 
 
 def test_what_is_large_is_split_and_what_is_saved_is_whole(tmp_path, eight):

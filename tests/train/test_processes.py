@@ -11,10 +11,7 @@ from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.metrics_log import read_metrics
 from stylecrafter_jax.train.runs import merged
 from tests.several import finish, launch, write_config
-from tests.train.conftest import changed
-
-# Sums over devices are added in another order; Adam divides the small ones by their own size.
-LOSS, WEIGHTS = 1e-5, 2e-4
+from tests.train.conftest import LOSS, assert_same_training, changed, losses
 
 
 @pytest.fixture
@@ -27,21 +24,6 @@ def run(experiment, folder, count, *, devices=2, **env):
     """Trains in so many processes; returns how they ended."""
     config = write_config(experiment, folder.with_suffix(".py"))
     return finish(launch(count, ["train", config, "--out", folder], devices=devices, **env))
-
-
-def losses(folder):
-    return [row["loss"] for row in read_metrics(folder)]
-
-
-def trained(folder):
-    return {k: v for k, v in merged(folder, "last")[1].items() if "adapter" in k or "temopral" in k}
-
-
-def assert_same(one, other):
-    np.testing.assert_allclose(losses(one), losses(other), rtol=LOSS)
-    ours, theirs = trained(one), trained(other)
-    for name, value in ours.items():
-        np.testing.assert_allclose(value, theirs[name], atol=WEIGHTS, err_msg=name)
 
 
 def until(folder, step, seconds=120):
@@ -59,11 +41,11 @@ def test_two_processes_train_as_one_and_one_goes_on(tmp_path, shared, toy):
     assert str(together) in ended[0].out and str(together) not in ended[1].out
     assert not [line for line in ended[1].err.splitlines() if "step" in line], "one console is calm"
     train(changed(shared, mesh={"data": 1, "fsdp": 1}, train__steps=3), alone, progress=False)
-    assert_same(together, alone)
+    assert_same_training(together, alone)
     more = changed(shared, train__steps=5, mesh={"data": 4, "fsdp": 2})
     train(more, together, progress=False)
     train(changed(more, mesh={"data": 1, "fsdp": 1}), alone, progress=False)
-    assert_same(together, alone)
+    assert_same_training(together, alone)
 
 
 @pytest.mark.slow
@@ -78,7 +60,7 @@ def test_the_model_itself_trains_in_two_and_in_four_processes(tmp_path, shared, 
         part = changed(wanted, train__steps=steps)
         for process in run(part, tmp_path / "moved", count, devices=devices):
             assert process.status == 0, process.err
-    assert_same(tmp_path / "alone", tmp_path / "moved")
+    assert_same_training(tmp_path / "alone", tmp_path / "moved")
 
 
 @pytest.mark.slow
