@@ -197,9 +197,12 @@ def weight_specs(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
 
 
 def put_weights(tree: Any, mesh: Mesh | None) -> Any:
-    """Returns a tree of weights, or of an optimizer's state, on a mesh; as it is without one."""
+    """Returns a tree of weights, or of an optimizer's state, on a mesh; None is one device.
+
+    Either way it is bound there, as what a checkpoint gives back: both take the same program.
+    """
     if mesh is None:
-        return tree
+        return jax.device_put(tree, jax.local_devices()[0])
 
     def put(x: Any, spec: PartitionSpec) -> jax.Array:
         sharding = NamedSharding(mesh, spec)

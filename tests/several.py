@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,9 +36,17 @@ def write_config(experiment, path: Path) -> Path:
 
 
 def launch(
-    count: int, arguments: Sequence[object], *, devices: int = 2, **env: str
+    count: int,
+    arguments: Sequence[object],
+    *,
+    devices: int = 2,
+    before: Callable[[], None] | None = None,
+    **env: str,
 ) -> list[subprocess.Popen]:
-    """Starts `stylecrafter` with the same arguments in so many processes, connected if several."""
+    """Starts `stylecrafter` with the same arguments in so many processes, connected if several.
+
+    Each of them calls `before` first.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -59,6 +67,7 @@ def launch(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=before,
         )
         for index in range(count)
     ]

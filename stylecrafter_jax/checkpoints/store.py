@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,14 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError
 from stylecrafter_jax.foreign import one_line
+
+# Orbax writes under such a name, and renames what is complete.
+TORN = ".orbax-checkpoint-tmp"
+# Orbax measures by the machine's clock, which may be set meanwhile, how long a save takes: it gives
+# up after 20 minutes of the whole and 5 of making folders in the background. So here it waits as
+# long as it takes, and makes them at once; only processes that wait for each other give up.
+_NEVER = 100 * 365 * 24 * 3600  # in seconds
+_MEETING = 600_000  # in milliseconds
 
 
 class Restored(NamedTuple):
@@ -52,6 +61,11 @@ class Store:
         options = ocp.CheckpointManagerOptions(
             create=True,
             enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(
+                timeout_secs=_NEVER,
+                barrier_sync_fn=_meet,
+                create_directories_asynchronously=False,
+            ),
             best_fn=_loss,
             best_mode="min",
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
@@ -122,6 +136,16 @@ class Store:
             ) from error
         return Restored(step, state, data)
 
+    def sweep(self) -> None:
+        """Removes what saves that were killed or failed have left; one process calls it, no save.
+
+        Raises:
+            CheckpointError: it cannot be removed.
+        """
+        with self._writing():
+            for path in Path(self._manager.directory).glob(f"*{TORN}"):
+                shutil.rmtree(path)
+
     def writing(self) -> bool:
         """Returns whether a checkpoint is still being written."""
         return self._manager.is_saving_in_progress()
@@ -154,6 +178,12 @@ class Store:
                 f"cannot write a checkpoint to {self._manager.directory}: {_reason(error)}; the "
                 "earlier ones are intact"
             ) from error
+
+
+def _meet(*, key: str, timeout_ms: int) -> None:
+    """Waits for the other processes of a run, which a failed one of them would never end."""
+    wait = ocp.multihost.get_barrier_sync_fn()
+    wait(key=key, timeout_ms=min(timeout_ms, _MEETING))
 
 
 def _reason(error: Exception) -> str:

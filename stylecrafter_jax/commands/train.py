@@ -25,6 +25,7 @@ that first, it ends the process by SIGABRT
 
 example:
   stylecrafter train configs/stage1_t2i.py --out runs/stage1 --set data.images=pictures
+  stylecrafter train configs/stage1_t2i.py --out runs/stage1 --set data.images=pictures --replay 812
   stylecrafter merge runs/stage1 bundles/stage1
 """
 
@@ -43,6 +44,12 @@ def add_parser(commands) -> None:
     add("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     add("--resume", action="store_true", help="refuse to begin anew if RUN holds no run")
     add("--quiet", action="store_true", help="no progress line")
+    add(
+        "--replay",
+        type=int,
+        metavar="STEP",
+        help="change nothing; do that step again, and show the loss of each of its records",
+    )
     add("--profile", metavar="A:B", help="profile steps A to B of this start into RUN/profile")
     add("--wandb", metavar="PROJECT", help="send the metrics to Weights & Biases as well")
     add_processes(parser)
@@ -84,6 +91,7 @@ def _train(args: argparse.Namespace) -> int:
     from stylecrafter_jax.train.experiment import load_experiment, override
     from stylecrafter_jax.train.loop import train
     from stylecrafter_jax.train.profiling import parse_span
+    from stylecrafter_jax.train.replay import replay
     from stylecrafter_jax.train.runs import read_run
     from stylecrafter_jax.train.wandb_log import check_wandb
 
@@ -96,9 +104,14 @@ def _train(args: argparse.Namespace) -> int:
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     experiment = override(load_experiment(args.config), args.settings)
-    if args.resume:
+    if args.resume or args.replay is not None:
         read_run(args.out)
     try:
+        if args.replay is not None:
+            found = replay(experiment, args.out, args.replay)
+            if leads():
+                print("\n".join(found.lines()))
+            return 0
         outcome = train(
             experiment, args.out, progress=not args.quiet, profile=span, wandb=args.wandb
         )

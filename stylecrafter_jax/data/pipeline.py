@@ -9,7 +9,7 @@ devices hold. What a record's transform draws is a function of (seed, stream, ep
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, cast
 
@@ -131,6 +131,7 @@ def make_batches(
     return Batches(
         grain.MapDataset.select_from_datasets(datasets, mix),
         mix,
+        [stream.source for stream in streams],
         Ledger(max_bad_rate),
         identity,
         workers=workers,
@@ -150,6 +151,7 @@ class Batches:
         self,
         dataset: grain.MapDataset,
         mix: "_Mix",
+        sources: Sequence[Source],
         ledger: Ledger,
         identity: dict[str, Any],
         *,
@@ -161,6 +163,7 @@ class Batches:
         self.ledger = ledger
         self.step = 0
         self._dataset, self._mix, self._identity = dataset, mix, identity
+        self._sources = sources
         self._workers, self._threads = workers, threads
         self._running: grain.DatasetIterator | None = None
 
@@ -178,6 +181,11 @@ class Batches:
     def stream_of(self, step: int) -> int:
         """Returns the number of the stream that gives the batch of a step."""
         return self._mix[step][0]
+
+    def names_of(self, step: int, index: Iterable[int]) -> tuple[str, list[str]]:
+        """Returns the source of a step's batch, and the ids of records of it by their numbers."""
+        source = self._sources[self.stream_of(step)]
+        return source.name, [source.id(number) for number in index]
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -10,7 +10,7 @@ from stylecrafter_jax.foreign import read_json
 from stylecrafter_jax.train.events import read_events
 from stylecrafter_jax.train.experiment import DataConfig, Experiment, leaves
 from stylecrafter_jax.train.json_lines import read_json_lines
-from stylecrafter_jax.train.metrics_log import SKIPPED, read_metrics
+from stylecrafter_jax.train.metrics_log import SKIPPED, SPIKES, read_metrics
 from stylecrafter_jax.train.runs import CHECKPOINTS, REFUSED, read_run
 from stylecrafter_jax.train.samples import SAMPLES
 
@@ -43,6 +43,7 @@ class Facts(NamedTuple):
         metrics: lines of `metrics.jsonl`.
         events: see `train.events`.
         skipped: updates that were not finite.
+        spikes: losses that stand out.
         refused: records that could not be used.
         checkpoints: those that are kept.
         samples: grids by their step.
@@ -55,6 +56,7 @@ class Facts(NamedTuple):
     metrics: list[Row]
     events: list[Row]
     skipped: list[Row]
+    spikes: list[Row]
     refused: list[Row]
     checkpoints: list[Checkpoint]
     samples: list[tuple[int, Path]]
@@ -84,6 +86,7 @@ def read_facts(run: Path) -> Facts:
         metrics=_steps(read_metrics(run)),
         events=_steps(read_events(run)),
         skipped=_steps(read_metrics(run, SKIPPED)),
+        spikes=_steps(read_metrics(run, SPIKES)),
         refused=read_json_lines(run / REFUSED),
         checkpoints=_checkpoints(run / CHECKPOINTS),
         samples=_samples(run / SAMPLES),

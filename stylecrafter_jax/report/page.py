@@ -169,6 +169,7 @@ def _history(facts: Facts) -> Markup:
     ]
     parts = [table(("time", "event", "step", "why"), events)] if events else []
     parts.append(_skipped(facts.skipped))
+    parts.append(_spikes(facts.spikes))
     parts.append(_refused(facts.refused))
     return joined(parts)
 
@@ -176,14 +177,31 @@ def _history(facts: Facts) -> Markup:
 def _skipped(rows: Sequence[Row]) -> Markup:
     if not rows:
         return element("p", "No update was skipped.")
-    cells = [(str(r["step"]), _plain(r.get("loss")), _plain(r.get("index"))) for r in rows]
     text = f"{len(rows)} updates were not finite and were skipped; the weights stayed as they were."
     return joined(
         [
             element("p", text + _only(len(rows))),
-            table(("step", "loss", "numbers of the records"), cells[-LISTED:]),
+            _batches(rows, ("loss", "source", "records")),
         ]
     )
+
+
+def _spikes(rows: Sequence[Row]) -> Markup:
+    if not rows:
+        return element("p", "No loss stood out.")
+    text = f"{len(rows)} losses stood out; the median of the hundred before is beside them."
+    return joined(
+        [
+            element("p", text + _only(len(rows))),
+            _batches(rows, ("loss", "median", "source", "records")),
+        ]
+    )
+
+
+def _batches(rows: Sequence[Row], keys: Sequence[str]) -> Markup:
+    """Returns a table of the last steps of some, and what is to say of their batches."""
+    cells = [[str(row["step"]), *(_plain(row.get(key)) for key in keys)] for row in rows]
+    return table(("step", *keys), cells[-LISTED:])
 
 
 def _refused(rows: Sequence[Row]) -> Markup:

@@ -4,11 +4,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from stylecrafter_jax.media.images import clip_pixels
 from stylecrafter_jax.models.networks import Networks
 from stylecrafter_jax.params import Params
+from stylecrafter_jax.train.objective import normal
 from stylecrafter_jax.train.step import Batch, Loss, Metrics
 
 # CLIP's own bound on the factor of its cosines.
@@ -29,11 +30,13 @@ def reconstruction(nets: Networks, *, kl_weight: float) -> Loss:
     Source: latent-diffusion, ldm/modules/losses/contperceptual.py, LPIPSWithDiscriminator.
     """
 
-    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+    def loss(params: Params, batch: Batch, keys: Key[Array, " b"]) -> tuple[Array, Metrics]:
         pixels = batch["pixels"].astype(jnp.float32) / 127.5 - 1.0
+        frames = pixels.shape[1]
         pixels = pixels.reshape(-1, *pixels.shape[2:])
         mean, logvar = nets.vae_encode(params, pixels)
-        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        noise = normal(keys, (frames, *mean.shape[1:])).reshape(mean.shape)
+        z = mean + jnp.exp(0.5 * logvar) * noise
         error = nets.vae_decode(params, z) - pixels
         kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
         psnr = -10.0 * jnp.log10(jnp.mean(jnp.square(error)) / 4.0)
@@ -57,7 +60,7 @@ def contrastive(nets: Networks, *, end: int, image_size: int) -> Loss:
     Source: Radford et al. 2021, arXiv 2103.00020, fig. 3; open_clip, src/open_clip/loss.py.
     """
 
-    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+    def loss(params: Params, batch: Batch, keys: Key[Array, " b"]) -> tuple[Array, Metrics]:
         ids = batch["ids"]
         text = nets.embed_text(params, ids, jnp.int32(end))
         image = nets.embed_image(params, clip_pixels(batch["pixels"][:, 0], image_size))

@@ -170,6 +170,10 @@ class TrainConfig:
         compute_dtype: of the networks; frozen_dtype is what frozen weights are held in.
         remat: what the UNet computes again in the backward pass.
         max_skipped: updates skipped in a row before the run is given up.
+        on_save_error: where a checkpoint cannot be written, `stop` the run, or `continue` and try
+            again after `save_every` more steps. The last one must be written either way.
+        spike_deviations: losses so far above those before them are reported; see `spikes`. None
+            reports none.
     """
 
     steps: int = 40_000
@@ -183,6 +187,8 @@ class TrainConfig:
     frozen_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Remat = "none"
     max_skipped: int = 10
+    on_save_error: Literal["stop", "continue"] = "stop"
+    spike_deviations: float | None = 8.0
     seed: int = 0
 
     def __post_init__(self):
@@ -190,6 +196,7 @@ class TrainConfig:
             _in_range(f"train.{name}", getattr(self, name), 1)
         _in_range("train.keep_best", self.keep_best, 0)
         _in_range("train.ema_decay", self.ema_decay, 0, 1)
+        _in_range("train.spike_deviations", self.spike_deviations, 1)
         _in_range("train.seed", self.seed, 0, 2**32 - 1)
 
 

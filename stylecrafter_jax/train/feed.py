@@ -75,6 +75,30 @@ class Feed:
             arrays[HALT] = self._say(FAILED if self.error else STOP if stop else GO)
         return arrays, batch["index"]
 
+    def source(self, step: int) -> str:
+        """Returns the name of the source that the batch of a step is of."""
+        return self._batches.batches.names_of(step - 1, ())[0]
+
+    def names(self, step: int, index: np.ndarray) -> dict[str, Any]:
+        """Returns what reports call the batch of a step; all processes must call it.
+
+        Args:
+            step: how many steps are done after it.
+            index: the numbers of this process's records.
+
+        Returns:
+            `source`, and of the records of all processes `index`, their numbers, and `records`,
+            their ids.
+        """
+        own = np.ravel(index).tolist()
+        source, ids = self._batches.batches.names_of(step - 1, own)
+        parts = gathered([own, ids])
+        return {
+            "source": source,
+            "index": [number for numbers, _ in parts for number in numbers],
+            "records": [name for _, names in parts for name in names],
+        }
+
     def fail(self, error: Exception) -> None:
         """Ends the run on all processes, after the steps that are under way."""
         self.error = self.error or error

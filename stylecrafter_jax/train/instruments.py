@@ -2,7 +2,7 @@
 
 import contextlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -11,17 +11,25 @@ from stylecrafter_jax.train.console import Console
 from stylecrafter_jax.train.events import History
 from stylecrafter_jax.train.means import Means
 from stylecrafter_jax.train.profiling import PROFILE, Profiler, Span
+from stylecrafter_jax.train.spikes import Spikes
 from stylecrafter_jax.train.throughput import Meter, memory, peak_flops
+
+WATCHED = "watched"  # what they know, in a checkpoint beside the data's position
 
 
 class Instruments(NamedTuple):
     """Instruments of one process; those of all but the first say and write nothing."""
 
     means: Means
+    spikes: Spikes
     meter: Meter
     console: Console
     profiler: Profiler
     history: History
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what of them depends on the steps alone, as plain JSON values."""
+        return {"means": self.means.get_state(), "spikes": self.spikes.get_state()}
 
     def measured(self) -> dict[str, float]:
         """Returns the metrics since the last call that depend on clock and machine."""
@@ -36,6 +44,7 @@ def open_instruments(
     total: int,
     mesh: Mesh | None,
     means: Means,
+    spikes: Spikes,
     progress: bool,
     profile: Span | None,
 ) -> Instruments:
@@ -48,6 +57,7 @@ def open_instruments(
         total: steps in all.
         mesh: its devices; None is one.
         means: of metrics of parts of batches.
+        spikes: losses that stand out.
         progress: show a line on standard error.
         profile: steps of this process to profile; None profiles nothing.
     """
@@ -60,4 +70,4 @@ def open_instruments(
     history.begin({} if mesh is None else dict(mesh.shape))
     stack.enter_context(history)
     meter = Meter(chips=chips, peak=peak_flops())
-    return Instruments(means, meter, console, profiler, history)
+    return Instruments(means, spikes, meter, console, profiler, history)

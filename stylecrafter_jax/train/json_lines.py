@@ -1,8 +1,10 @@
 """Files of one JSON object a line, whose last line a crash may have cut short."""
 
 import contextlib
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,17 @@ from stylecrafter_jax.foreign import JSONError, parse_json
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """Returns an object as a line; JSON has no NaN and no infinity, which become null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
+    """Returns an object as a line of `finite` JSON."""
+    return json.dumps(finite(row), allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """Returns a JSON value with null for NaN and infinity, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -29,3 +36,48 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             row = parse_json(line)
             rows += [row] if isinstance(row, dict) else []
     return rows
+
+
+class LineFile:
+    """A file that grows by whole lines: a line that does not fit on a full disk is taken back.
+
+    Args:
+        path: the file; made if absent.
+
+    Attributes:
+        waiting: lines that could not be written yet.
+    """
+
+    def __init__(self, path: Path):
+        self.waiting: list[bytes] = []
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends a row, after those that wait; it is with the system when this returns.
+
+        Raises:
+            OSError: it cannot be written and waits.
+        """
+        self.waiting.append(json_line(row).encode())
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes the rows that wait.
+
+        Raises:
+            OSError: one cannot be written and waits; names the file.
+        """
+        while self.waiting:
+            size = os.fstat(self._file.fileno()).st_size
+            try:
+                if self._file.write(self.waiting[0]) != len(self.waiting[0]):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                os.ftruncate(self._file.fileno(), size)
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
+            del self.waiting[0]
+
+    def close(self) -> None:
+        """Closes the file, whatever waits."""
+        self._file.close()

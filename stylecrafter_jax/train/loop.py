@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import signal
 import sys
 import threading
@@ -11,44 +10,34 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from stylecrafter_jax.checkpoints.store import Store
+from stylecrafter_jax.checkpoints.torch_files import CheckpointError
 from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.config_json import to_dict
-from stylecrafter_jax.data.device import DeviceBatches
-from stylecrafter_jax.data.pipeline import make_batches
 from stylecrafter_jax.data.records import DataError
-from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.processes import ElsewhereError, by_leader, leads, together
 from stylecrafter_jax.sharding import (
-    axes_of,
-    batch_sharding,
     on_mesh,
     on_one_device,
-    own_blocks,
     put_weights,
-    run_mesh,
 )
 from stylecrafter_jax.train.experiment import Experiment
-from stylecrafter_jax.train.feature_fit import check_features
 from stylecrafter_jax.train.feed import Feed, own_ledger
-from stylecrafter_jax.train.goals import make_loss
-from stylecrafter_jax.train.instruments import Instruments, open_instruments
+from stylecrafter_jax.train.instruments import WATCHED, Instruments, open_instruments
 from stylecrafter_jax.train.means import Means, labels
 from stylecrafter_jax.train.metrics_log import MetricsLog
 from stylecrafter_jax.train.objective import are_pictures, rows_of
-from stylecrafter_jax.train.optimizer import learning_rate, make_optimizer
+from stylecrafter_jax.train.optimizer import learning_rate
 from stylecrafter_jax.train.profiling import Span
 from stylecrafter_jax.train.runs import CHECKPOINTS, REFUSED, claim, is_run
-from stylecrafter_jax.train.samples import SAMPLES, Sampler, make_sampler
-from stylecrafter_jax.train.stages import STAGES
-from stylecrafter_jax.train.start import Start, load_start
+from stylecrafter_jax.train.samples import SAMPLES, Sampler
+from stylecrafter_jax.train.setup import Step, prepare
+from stylecrafter_jax.train.spikes import Spikes
 from stylecrafter_jax.train.step import (
     FAILED,
     STOP,
@@ -56,15 +45,10 @@ from stylecrafter_jax.train.step import (
     Metrics,
     TrainState,
     init_state,
-    make_train_step,
 )
-from stylecrafter_jax.train.streams import check_size, make_streams
 from stylecrafter_jax.train.throughput import Work, step_flops, work
 from stylecrafter_jax.train.wandb_log import WandbLog
 from stylecrafter_jax.train.watch import Watch
-
-MEANS = "means"  # in a checkpoint, beside the data's position
-Step = Callable[[TrainState, Params, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 
 class Outcome(NamedTuple):
@@ -105,18 +89,21 @@ def train(
     """
     settings = experiment.train
     with contextlib.ExitStack() as stack:
-        parts = together(functools.partial(_prepare, experiment, run, stack))
+        parts = together(functools.partial(prepare, experiment, run, stack))
         by_leader(lambda: claim(run, experiment, parts.start.manifest))
         together(lambda: _check_shared(run))
         store = Store(run / CHECKPOINTS, keep_last=settings.keep_last, keep_best=settings.keep_best)
         stack.callback(store.close)
+        by_leader(store.sweep)
         mesh, tx = parts.mesh, parts.tx
         state = put_weights(init_state(parts.start.trainable, tx), mesh)
-        means = Means(labels(parts.start.config))
+        means, spikes = Means(labels(parts.start.config)), Spikes(settings.spike_deviations)
         if store.latest() is not None:
             restored = store.restore(state)
             state = restored.state
-            means.set_state(restored.data.pop(MEANS, {}))
+            watched = restored.data.pop(WATCHED, {})
+            means.set_state(watched.get("means", {}))
+            spikes.set_state(watched.get("spikes", {}))
             parts.ahead.set_state(own_ledger(restored.data))
         done = int(state.step)
         feed = Feed(parts.ahead, mesh, done)
@@ -124,7 +111,8 @@ def train(
         stack.callback(lambda: leads() and feed.ledger.write(run / REFUSED))
         stack.enter_context(parts.ahead)
         mirror = by_leader(lambda: None if wandb is None else _mirror(wandb, run, experiment))
-        log = MetricsLog(run, done, mirror) if leads() else None
+        patient = settings.on_save_error == "continue"
+        log = MetricsLog(run, done, mirror, patient=patient) if leads() else None
         if log is not None:
             stack.callback(log.close)
         stop = stack.enter_context(stop_signals())
@@ -135,6 +123,7 @@ def train(
             total=settings.steps,
             mesh=mesh,
             means=means,
+            spikes=spikes,
             progress=progress,
             profile=profile,
         )
@@ -154,85 +143,10 @@ def _mirror(project: str, run: Path, experiment: Experiment) -> WandbLog:
     return WandbLog(project, run, to_dict(experiment))
 
 
-class _Parts(NamedTuple):
-    """What a run is made of before it has a folder; `steps` are those of pictures and of videos."""
-
-    start: Start
-    mesh: Mesh | None
-    ahead: DeviceBatches
-    sampler: Sampler | None
-    tx: optax.GradientTransformation
-    steps: tuple[Step | None, Step | None]
-
-
-def _prepare(experiment: Experiment, run: Path, stack: contextlib.ExitStack) -> _Parts:
-    """Returns the parts of a run; everything that can be wrong with its settings is found here."""
-    stage, settings, data = STAGES[experiment.stage], experiment.train, experiment.data
-    start = load_start(
-        Path(experiment.bundle),
-        stage,
-        frozen_dtype=jnp.dtype(settings.frozen_dtype),
-        seed=settings.seed,
-        encoders=not check_features(experiment),
-    )
-    check_size(data, start.config)
-    mesh = _mesh(experiment)
-    blocks, block_count = ([0], 1) if mesh is None else own_blocks(mesh)
-    batches = make_batches(
-        make_streams(data, start.tokenizer, styled=stage.styled),
-        seed=settings.seed,
-        blocks=blocks,
-        block_count=block_count,
-        workers=data.workers,
-        threads=data.threads,
-        max_bad_rate=data.max_bad_rate,
-    )
-    stack.callback(batches.close)
-    tx = make_optimizer(experiment.optimizer, settings.steps)
-    picture_step, video_step = (
-        None if mode is None else build_step(experiment, start, tx, mode)
-        for mode in (stage.image_mode, stage.video_mode)
-    )
-    ahead = DeviceBatches(batches, None if mesh is None else batch_sharding(mesh))
-    sampler = make_sampler(experiment, start, run)
-    return _Parts(start, mesh, ahead, sampler, tx, (picture_step, video_step))
-
-
 def _check_shared(run: Path) -> None:
     """Refuses a run's folder that the first process has and this one has not."""
     if not is_run(run):
         raise ConfigError(f"{run} is not the folder that process 0 has; all hosts must share it")
-
-
-def _mesh(experiment: Experiment) -> Mesh | None:
-    """Returns the devices of a run; None where it is one.
-
-    Raises:
-        ConfigError: there are fewer than it wants, or its batches cannot be split over them.
-    """
-    wanted, data, parts = experiment.mesh, experiment.data, experiment.train.accumulate
-    batches = [(data.images, data.image_batch), (data.videos, data.video_batch)]
-    rows = math.gcd(*(batch // parts for source, batch in batches if source))
-    try:
-        mesh = run_mesh(wanted.data, wanted.fsdp, wanted.frames, wanted.tensor, rows=rows)
-    except ValueError as error:
-        raise ConfigError(f"mesh: {error}") from error
-    held = {device.process_index for device in mesh.devices.flat}
-    if len(held) < jax.process_count():
-        raise ConfigError(
-            f"mesh: {axes_of(mesh)} has devices of {len(held)} of {jax.process_count()} processes; "
-            "all must take part"
-        )
-    return None if mesh.size == 1 else mesh
-
-
-def build_step(
-    experiment: Experiment, start: Start, tx: optax.GradientTransformation, mode: Mode
-) -> Step:
-    """Returns the jitted step of an experiment for batches that the UNet sees in `mode`."""
-    settings = experiment.train
-    loss = make_loss(experiment, start.config, mode, end=start.tokenizer.end)
-    return make_train_step(loss, tx, ema_decay=settings.ema_decay, accumulate=settings.accumulate)
 
 
 class _Loop(NamedTuple):
@@ -256,7 +170,8 @@ class _Loop(NamedTuple):
     def iterate(self, state: TrainState, done: int, stop: threading.Event) -> int:
         """Returns the number of steps done at the end, whose state is saved."""
         settings = self.experiment.train
-        watch = Watch(self.log, self.tools.means, settings.max_skipped)
+        tools = self.tools
+        watch = Watch(self.log, tools.means, tools.spikes, self.feed, settings.max_skipped)
         key, saved = jax.random.key(settings.seed), done
         verdict = self.feed.verdict(watch.halt, stop.is_set())
         while done < settings.steps:
@@ -265,7 +180,7 @@ class _Loop(NamedTuple):
                     with self.tools.meter.time("data"):
                         drawn = self.feed.next(stop.is_set())
                 except (DataError, OSError, ElsewhereError):
-                    self._save(done, state, watch, saved)
+                    self._save(done, state, watch, saved, last=True)
                     raise
                 if drawn is None:
                     break
@@ -288,7 +203,7 @@ class _Loop(NamedTuple):
             if logging:
                 self.tools.means.clear()
             if last or due:
-                saved = self._save(done, state, watch, saved)
+                saved = self._save(done, state, watch, saved, last=last)
             if self.sampler and sampling and verdict != STOP:
                 self._sample(self.sampler, done, state, watch)
             self.tools.console.update(done, values)
@@ -296,8 +211,8 @@ class _Loop(NamedTuple):
                 break
         if verdict == FAILED or self.feed.error is not None:
             done = int(state.step)  # the steps since were taken by no process
-            self._save(done, state, watch, saved)
-        self.store.wait()
+            self._save(done, state, watch, saved, last=True)
+        together(self.store.wait)
         self.feed.check()
         return done
 
@@ -328,15 +243,38 @@ class _Loop(NamedTuple):
                 self.feed.fail(error)
         return values
 
-    def _save(self, done: int, state: TrainState, watch: Watch, saved: int) -> int:
-        """Begins to save a healthy state; returns the step of the newest checkpoint."""
+    def _save(self, done: int, state: TrainState, watch: Watch, saved: int, *, last: bool) -> int:
+        """Begins to save a healthy state; returns the step of the newest save, even if it failed.
+
+        Args:
+            done: steps done, those of `state`.
+            state: the state.
+            watch: what was seen of the steps.
+            saved: the step of the newest save before.
+            last: the run ends after it, so that it must succeed.
+        """
         watch.settle()
         if watch.unhealthy or done == saved:
             return saved
+        data = {**self.feed.state(done), WATCHED: self.tools.get_state()}
+        loss = watch.mean_loss()
         with self.tools.meter.time("save"):
-            data = {**self.feed.state(done), MEANS: self.tools.means.get_state()}
-            self.store.save(done, state, data, watch.mean_loss())
+            self._try(self.store.wait, must=False)
+            self._try(lambda: self.store.save(done, state, data, loss), must=last)
         return done
+
+    def _try(self, write: Callable[[], None], *, must: bool) -> None:
+        """Writes on all processes; goes on without a checkpoint only if that is wanted."""
+        try:
+            together(write)
+        except (CheckpointError, ElsewhereError) as error:
+            by_leader(self.store.sweep)
+            if must or self.experiment.train.on_save_error == "stop":
+                raise
+            if leads():
+                tqdm.write(f"{error}; going on", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                self.tools.history.note("save_failed", reason=str(error))
 
     def _sample(self, sampler: Sampler, done: int, state: TrainState, watch: Watch) -> None:
         """Writes samples; a full disk, full memory or overflow there is no reason to end a run."""

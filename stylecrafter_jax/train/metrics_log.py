@@ -14,10 +14,11 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore  #
 
 from stylecrafter_jax.files import write_text
 from stylecrafter_jax.foreign import JSONError, parse_json
-from stylecrafter_jax.train.json_lines import json_line
+from stylecrafter_jax.train.json_lines import LineFile, json_line
 from stylecrafter_jax.train.wandb_log import WandbLog
 
-METRICS, SKIPPED, BOARD = "metrics.jsonl", "skipped.jsonl", "tensorboard"
+METRICS, SKIPPED, SPIKES = "metrics.jsonl", "skipped.jsonl", "spikes.jsonl"
+LINES, BOARD = (METRICS, SKIPPED, SPIKES), "tensorboard"
 
 
 class MetricsLog:
@@ -30,49 +31,76 @@ class MetricsLog:
         step: the step a run continues from; later lines, of steps that will be done again, are
             dropped, so that the files are those of a run without a stop.
         mirror: gets metrics and images as well.
+        patient: lines that a full disk has no room for wait for the next one, or for `close`;
+            TensorBoard goes without them.
 
     Raises:
         OSError: a file cannot be written, here or in a method; it is named.
     """
 
-    def __init__(self, run: Path, step: int = 0, mirror: WandbLog | None = None):
-        for name in (METRICS, SKIPPED):
+    def __init__(
+        self,
+        run: Path,
+        step: int = 0,
+        mirror: WandbLog | None = None,
+        *,
+        patient: bool = False,
+    ):
+        for name in LINES:
             _keep_until(run / name, step)
-        self._run, self._mirror = run, mirror
-        self._metrics = (run / METRICS).open("a", encoding="utf-8")
-        self._skipped = (run / SKIPPED).open("a", encoding="utf-8")
-        self._board = _Board(run / BOARD, step + 1)
+        self._run, self._mirror, self._patient = run, mirror, patient
+        self._lines = {name: LineFile(run / name) for name in LINES}
+        self._board: _Board | None = _Board(run / BOARD, step + 1)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes one line; it is on disk when this returns."""
-        with _naming(self._run / METRICS):
-            self._metrics.write(json_line({"step": step, **metrics}))
-            self._metrics.flush()
-        with _naming(self._run / BOARD):
-            self._board.add(step, *(summary.scalar(*pair) for pair in metrics.items()))
+        """Writes one line; it is on disk when this returns, or waits if the log is patient."""
+        self.note(METRICS, {"step": step, **metrics})
+        self._show(step, *(summary.scalar(*pair) for pair in metrics.items()))
         if self._mirror is not None:
             self._mirror.write(step, metrics)
 
-    def write_skipped(self, step: int, loss: float, index: list[int]) -> None:
-        """Notes a step whose update was skipped, and which records were in its batch."""
-        with _naming(self._run / SKIPPED):
-            self._skipped.write(json_line({"step": step, "loss": loss, "index": index}))
-            self._skipped.flush()
+    def note(self, name: str, row: Mapping[str, Any]) -> None:
+        """Writes a row to one of `LINES`."""
+        try:
+            self._lines[name].write(row)
+        except OSError:
+            if not self._patient:
+                raise
 
     def write_image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
         """Shows an image in TensorBoard."""
-        with _naming(self._run / BOARD):
-            self._board.add(step, summary.image(name, image, dataformats="HWC"))
+        self._show(step, summary.image(name, image, dataformats="HWC"))
         if self._mirror is not None:
             self._mirror.write_image(step, name, image)
 
     def close(self) -> None:
-        """Closes everything; each line was on disk, or refused, when it was written."""
-        for file in (self._metrics, self._skipped, self._board):
-            with contextlib.suppress(OSError):
+        """Closes everything.
+
+        Raises:
+            OSError: lines that waited cannot be written.
+        """
+        try:
+            for file in self._lines.values():
+                file.flush()
+        finally:
+            for file in self._lines.values():
                 file.close()
-        if self._mirror is not None:
-            self._mirror.close()
+            if self._board is not None:
+                with contextlib.suppress(OSError):
+                    self._board.close()
+            if self._mirror is not None:
+                self._mirror.close()
+
+    def _show(self, step: int, *summaries: Any) -> None:
+        """Adds summaries to TensorBoard's file, or to another where that one is damaged."""
+        try:
+            with _naming(self._run / BOARD):
+                self._board = self._board or _Board(self._run / BOARD, step)
+                self._board.add(step, *summaries)
+        except OSError:
+            self._board = None
+            if not self._patient:
+                raise
 
 
 class _Board:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from stylecrafter_jax.diffusion.losses import training_target
 from stylecrafter_jax.diffusion.schedules import NoiseSchedule, add_noise, at_timesteps
@@ -43,7 +43,7 @@ def encode(
     nets: Networks,
     params: Params,
     batch: Batch,
-    key: Array,
+    keys: Key[Array, " b"],
     *,
     scale_factor: float,
     image_size: int,
@@ -57,7 +57,7 @@ def encode(
         nets: the networks.
         params: all parameters, and `EMPTY_TEXT`.
         batch: see above.
-        key: for the autoencoder's posterior, which the original samples.
+        keys: of each row, for the autoencoder's posterior, which the original samples.
         scale_factor: between the autoencoder's latents and the UNet's.
         image_size: side of the image tower's input.
 
@@ -67,7 +67,7 @@ def encode(
     # They may have been stored in half precision.
     seen = {name: seen[name].astype(jnp.float32) for name in ENCODED if name in seen}
     mean, logvar = seen["mean"], seen["logvar"]
-    noise = jax.random.normal(key, mean.shape)
+    noise = normal(keys, mean.shape[1:])
     x0 = scale_factor * (mean + jnp.exp(0.5 * logvar) * noise)
     features = Features(x0, seen["text"], params[EMPTY_TEXT], seen.get("image"))
     return jax.lax.stop_gradient(features)
@@ -124,7 +124,7 @@ def _references(nets: Networks, params: Params, batch: Batch, size: int) -> Arra
 def denoising(
     nets: Networks,
     schedule: NoiseSchedule,
-    features: Callable[[Params, Batch, Array], Features],
+    features: Callable[[Params, Batch, Key[Array, " b"]], Features],
     *,
     mode: Mode,
     min_snr_gamma: float | None = None,
@@ -142,7 +142,7 @@ def denoising(
     Args:
         nets: the networks.
         schedule: the forward process.
-        features: (parameters, batch, key) -> what `encode` returns.
+        features: (parameters, batch, a key of each row) -> what `encode` returns.
         mode: how the UNet sees the frames.
         min_snr_gamma: weigh timesteps by min(snr, gamma) / snr (Hang et al. 2023, arXiv 2303.09556,
             for eps; the same weight of the x0 error for v and x0); None weighs all alike.
@@ -154,15 +154,14 @@ def denoising(
     Source: StyleCrafter, lvdm/models/ddpm3d.py (q_sample, eps-prediction, l2).
     """
 
-    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        keys = jax.random.split(key, 4)
+    def loss(params: Params, batch: Batch, keys: Key[Array, " b"]) -> tuple[Array, Metrics]:
+        keys = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)(keys)
         seen = features(params, batch, keys[0])
-        x0, rows = seen.x0, seen.x0.shape[0]
-        t = draw_timesteps(keys[1], rows, schedule.timesteps, timestep_shift)
-        noise = jax.random.normal(keys[2], x0.shape)
+        x0 = seen.x0
+        t = draw_timesteps(keys[1], schedule.timesteps, timestep_shift)
+        noise = normal(keys[2], x0.shape[1:])
         if noise_offset:
-            flat = jax.random.normal(keys[3], (rows, x0.shape[1], 1, 1, x0.shape[-1]))
-            noise = noise + noise_offset * flat
+            noise = noise + noise_offset * normal(keys[3], (x0.shape[1], 1, 1, x0.shape[-1]))
         text = seen.text
         if "drop_text" in batch:
             text = jnp.where(batch["drop_text"][:, None, None], seen.uncond, text)
@@ -195,15 +194,20 @@ def denoising(
     return loss
 
 
-def draw_timesteps(key: Array, rows: int, count: int, shift: float = 1.0) -> Int[Array, " rows"]:
-    """Returns random timesteps below `count`: uniform, or shifted.
+def normal(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+    """Returns standard normal values, those of each row from its own key."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def draw_timesteps(keys: Key[Array, " b"], count: int, shift: float = 1.0) -> Int[Array, " b"]:
+    """Returns a random timestep below `count` for each key: uniform, or shifted.
 
     The share u of the schedule becomes shift u / (1 + (shift - 1) u): above 1, more of the noisy
     timesteps, where layout and motion are decided, are drawn.
 
     Source: Esser et al. 2024, arXiv 2403.03206, eq. 23.
     """
-    t = jax.random.randint(key, (rows,), 0, count)
+    t = jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(keys)
     if shift == 1.0:
         return t
     u = (np.arange(count) + 0.5) / count

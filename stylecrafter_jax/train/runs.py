@@ -4,10 +4,12 @@ run.json         the experiment, the bundle's manifest hash, versions
 checkpoints/     Orbax; see `checkpoints.store`
 metrics.jsonl    one object a line; the same in tensorboard/
 events.jsonl     starts, stops and faults; see `events`
-skipped.jsonl    steps whose update was not finite, with the batch's record numbers
+skipped.jsonl    steps whose update was not finite, with the batch's records
+spikes.jsonl     steps whose loss stands out, likewise; see `spikes`
 refused.jsonl    records that could not be used, and why
 samples/         step_000500.png and, of videos, .mp4; see `samples`
 profile/         of steps that were asked for; see `profiling`
+replay/          of a step that was done again; see `replay`
 report.html      of `stylecrafter report`
 """
 
@@ -52,19 +54,28 @@ RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
 REFUSED = "refused.jsonl"
 Which = Literal["ema", "last"]
+# Settings that a run may change when it goes on.
+FREE = (
+    "mesh",
+    "samples",
+    *(f"data.{name}" for name in ("workers", "threads", "max_bad_rate")),
+    *(f"train.{name}" for name in ("save_every", "log_every", "keep_last", "keep_best")),
+    *(f"train.{name}" for name in ("max_skipped", "on_save_error", "spike_deviations", "remat")),
+)
 
 
 def claim(run: Path, experiment: Experiment, manifest: str) -> None:
     """Makes the folder of a run, or checks that the run in it is this one.
 
-    More `train.steps` are allowed, unless the learning rate's decay is as long as the run, and any
-    other `samples` and `mesh`.
+    More `train.steps` are allowed, unless the learning rate's decay is as long as the run, and
+    whatever changes what is trained by no more than rounding: `FREE`, and `train.accumulate` where
+    a row's loss is its own.
 
     Raises:
         ConfigError: the folder is something else, the config differs, or the bundle's content does.
     """
     if (run / RUN_FILE).exists():
-        _check_same(run, experiment, manifest)
+        check_same(run, experiment, manifest)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ConfigError(f"{run} exists and is no run; choose another folder")
     run.mkdir(parents=True, exist_ok=True)
@@ -95,15 +106,21 @@ def read_run(run: Path) -> dict[str, Any]:
     return found
 
 
-def _check_same(run: Path, experiment: Experiment, manifest: str) -> None:
+def check_same(run: Path, experiment: Experiment, manifest: str) -> None:
+    """Refuses to take a folder for the run of an experiment if it is another's; see `claim`."""
     found = read_run(run)
     old, new = found["experiment"], to_dict(experiment)
     decay_is_fixed = experiment.optimizer.schedule == "constant" or experiment.optimizer.decay_steps
     if decay_is_fixed and new["train"]["steps"] > old["train"]["steps"]:
         old["train"]["steps"] = new["train"]["steps"]
     old["bundle"] = new["bundle"]  # a bundle is known by its content, wherever it lies
-    for name in ("samples", "mesh"):  # they do not change what is trained
-        old[name] = new[name]
+    free = FREE if STAGES[experiment.stage].goal == "contrast" else (*FREE, "train.accumulate")
+    for name in free:
+        *branches, leaf = name.split(".")
+        theirs, ours = old, new
+        for branch in branches:
+            theirs, ours = theirs[branch], ours[branch]
+        theirs[leaf] = ours[leaf]
     lines = differences(old, new)
     if found["bundle"]["manifest_sha256"] != manifest:
         lines.append(f"the content of the bundle {experiment.bundle} is another")

@@ -20,8 +20,8 @@ GO, STOP, FAILED = range(3)
 Batch = dict[str, Array]
 # A number, or sums and counts of parts of the batch in rows (n, 2); see `means`.
 Metrics = dict[str, Array]
-# (all parameters, batch, key) -> (loss, metrics)
-Loss = Callable[[Params, Batch, Array], tuple[Array, Metrics]]
+# (all parameters, batch, a key of each row) -> (loss, metrics)
+Loss = Callable[[Params, Batch, Key[Array, " b"]], tuple[Array, Metrics]]
 
 
 class TrainState(NamedTuple):
@@ -65,8 +65,10 @@ def make_train_step(
     Under `jax.set_mesh` the state leaves it as `sharding.put_weights` lays it.
 
     A step whose loss or gradient is not finite leaves weights, average and optimizer as they were
-    and counts in `skipped`. The key of step i is `fold_in(key, i)`. If `HALT` is in the batch, its
-    largest entry is among the metrics, and if that is `FAILED`, the state stays as it was.
+    and counts in `skipped`. The key of row r in step i is `fold_in(fold_in(key, i), r)`, so that a
+    row's random numbers depend on neither the other rows nor how the batch is split. If `HALT` is
+    in the batch, its largest entry is among the metrics, and if that is `FAILED`, the state stays
+    as it was.
 
     Args:
         loss: of all parameters, trainable and frozen; only the trainable get a gradient.
@@ -76,8 +78,8 @@ def make_train_step(
             gradient is the mean of theirs.
     """
 
-    def objective(trainable, frozen, batch, key):
-        return loss({**frozen, **trainable}, batch, key)
+    def objective(trainable, frozen, batch, keys):
+        return loss({**frozen, **trainable}, batch, keys)
 
     gradient = jax.value_and_grad(objective, has_aux=True)
 
@@ -86,12 +88,12 @@ def make_train_step(
         said = {HALT: jnp.max(batch[HALT])} if HALT in batch else {}
         here = said[HALT] < FAILED if said else jnp.bool_(True)
         batch = {name: x for name, x in batch.items() if name != HALT}
-        key = jax.random.fold_in(key, state.step)
+        keys = row_keys(jax.random.fold_in(key, state.step), len(next(iter(batch.values()))))
         if accumulate == 1:
-            (value, metrics), grads = gradient(state.trainable, frozen, batch, key)
+            (value, metrics), grads = gradient(state.trainable, frozen, batch, keys)
         else:
             value, metrics, grads = _accumulated(
-                gradient, state.trainable, frozen, batch, key, accumulate
+                gradient, state.trainable, frozen, batch, keys, accumulate
             )
         norm = optax.tree.norm(grads)
         healthy = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -113,7 +115,12 @@ def make_train_step(
     return train_step
 
 
-def _accumulated(gradient, trainable, frozen, batch, key, parts: int):
+def row_keys(key: Key[Array, ""], rows: int) -> Key[Array, " rows"]:
+    """Returns a key of each row of a batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+
+def _accumulated(gradient, trainable, frozen, batch, keys, parts: int):
     """Returns loss, metrics and gradient as means over `parts` slices of the batch."""
 
     def split(x):
@@ -122,16 +129,15 @@ def _accumulated(gradient, trainable, frozen, batch, key, parts: int):
         # Part i takes every so-manieth row from i, so that rows stay on the devices they lie on.
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    def body(total, inputs):
-        i, part = inputs
-        (value, metrics), grads = gradient(trainable, frozen, part, jax.random.fold_in(key, i))
+    def body(total, part):
+        (value, metrics), grads = gradient(trainable, frozen, *part)
         return jax.tree.map(jnp.add, total, (value, metrics, grads)), None
 
-    slices = jax.tree.map(split, batch)
+    slices = jax.tree.map(split, (batch, keys))
     first = jax.tree.map(lambda x: x[0], slices)
-    (value, metrics), grads = jax.eval_shape(gradient, trainable, frozen, first, key)
+    (value, metrics), grads = jax.eval_shape(gradient, trainable, frozen, *first)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (value, metrics, grads))
-    total, _ = jax.lax.scan(body, zero, (jnp.arange(parts), slices))
+    total, _ = jax.lax.scan(body, zero, slices)
     return jax.tree.map(lambda x: x / parts, total)
 
 

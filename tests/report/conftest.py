@@ -11,7 +11,7 @@ from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.data.ledger import Fault, Ledger
 from stylecrafter_jax.train.events import History, note
 from stylecrafter_jax.train.experiment import DataConfig, Experiment, SampleConfig, TrainConfig
-from stylecrafter_jax.train.metrics_log import MetricsLog
+from stylecrafter_jax.train.metrics_log import SKIPPED, SPIKES, MetricsLog
 from stylecrafter_jax.train.runs import claim
 
 SCRIPT = "<script>alert('x')</script>"
@@ -40,7 +40,9 @@ def finished_run(tmp_path_factory):
         values = {"loss": 1.0 / step, "grad_norm": 10.0**-step, "seconds": 0.5, "skipped": 0}
         values |= {"loss_t/250-499": 3.25} if step % 4 else {"loss_t/0-249": 7.125}
         log.write(step, {**values, f"own<{SCRIPT}": 0.5, "scale/middle_block.1": 1.5})
-    log.write_skipped(33, float("nan"), [8, 13])
+    batch = {"source": SCRIPT, "index": [8, 13], "records": ["8.jpg", SCRIPT]}
+    log.note(SKIPPED, {"step": 33, "loss": float("nan"), **batch})
+    log.note(SPIKES, {"step": 44, "loss": 9.5, "median": 0.5, "deviations": 11.0, **batch})
     log.close()
     ledger = Ledger(0.5)
     ledger.add(SCRIPT, 5, [Fault(3, f"id {SCRIPT}", f"no picture {SCRIPT}")])

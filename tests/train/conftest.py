@@ -2,15 +2,18 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.config_json import from_dict, to_dict
 from stylecrafter_jax.models.networks import networks, parameter_shapes
-from stylecrafter_jax.train import loop
+from stylecrafter_jax.train import setup
+from stylecrafter_jax.train.events import read_events
 from stylecrafter_jax.train.experiment import (
     DataConfig,
     Experiment,
@@ -22,7 +25,10 @@ from stylecrafter_jax.train.means import LOSS_T, by_timestep
 from stylecrafter_jax.train.metrics_log import read_metrics
 from stylecrafter_jax.train.optimizer import make_optimizer
 from stylecrafter_jax.train.runs import merged
-from stylecrafter_jax.train.step import make_train_step
+from stylecrafter_jax.train.stages import STAGES
+from stylecrafter_jax.train.start import load_start
+from stylecrafter_jax.train.step import init_state, make_train_step
+from stylecrafter_jax.train.throughput import is_measured
 from tests.conftest import SMALL
 from tests.data.conftest import numbered_clip, picture
 from tests.parity import weights
@@ -96,14 +102,20 @@ def changed(experiment, **settings):
     return from_dict(Experiment, values)
 
 
-def toy_loss(params, batch, key):
-    """A loss of all weights, the pixels and the key that compiles at once."""
+def toy_loss(params, batch, keys):
+    """A loss of all weights, the pixels and the keys of their rows that compiles at once.
+
+    Of each weight it is the mean over rows of the squared distance from the row's light. A row that
+    is black is not finite, and one that is white is far from all others.
+    """
     rows = jnp.mean(batch["pixels"].astype(jnp.float32), axis=(1, 2, 3, 4)) / 255.0
-    light = jnp.mean(rows) + jax.random.normal(key)
-    t = jax.random.randint(key, rows.shape, 0, 1000)
-    unet = jnp.mean(params["unet/out.2/bias"])
-    errors = [jnp.mean(jnp.square(w.astype(jnp.float32) - light)) for w in params.values()]
-    return sum(errors) + unet, {"light": light, LOSS_T: by_timestep(rows, t, 1000)}
+    rows = jnp.where(rows < 0.01, jnp.nan, jnp.where(rows > 0.99, 1e3, rows))
+    lights = rows + jax.vmap(jax.random.normal)(keys)
+    t = jax.vmap(lambda key: jax.random.randint(key, (), 0, 1000))(keys)
+    light, spread = jnp.mean(lights), jnp.mean(jnp.square(lights))
+    weights = [w.astype(jnp.float32) for w in params.values()]
+    errors = [jnp.mean(jnp.square(w)) - 2.0 * jnp.mean(w) * light + spread for w in weights]
+    return sum(errors), {"light": light, LOSS_T: by_timestep(rows, t, 1000)}
 
 
 @functools.cache
@@ -116,14 +128,44 @@ def toy_step(optimizer, steps, ema_decay):
 
 
 def toy_build_step(experiment, start, tx, mode):
-    """In place of `loop.build_step`: whatever the mode, the step of `toy_loss`."""
+    """In place of `setup.build_step`: whatever the mode, the step of `toy_loss`."""
     return toy_step(experiment.optimizer, experiment.train.steps, experiment.train.ema_decay)
 
 
 @pytest.fixture
 def toy(monkeypatch):
     """Runs whose networks are `toy_loss`: the laws of the loop hold for any loss."""
-    monkeypatch.setattr(loop, "build_step", toy_build_step)
+    monkeypatch.setattr(setup, "build_step", toy_build_step)
+    monkeypatch.setattr(setup, "build_loss", lambda experiment, start, mode: toy_loss)
+
+
+def state_of(run, experiment, start_bundle):
+    """The state in a run's newest checkpoint."""
+    stage = STAGES[experiment.stage]
+    start = load_start(Path(start_bundle), stage, frozen_dtype=np.float32, seed=0)
+    tx = make_optimizer(experiment.optimizer, experiment.train.steps)
+    store = Store(run / "checkpoints")
+    try:
+        return store.restore(init_state(start.trainable, tx)).state
+    finally:
+        store.close()
+
+
+def rows(run):
+    """The metrics that a run logged and that depend on the steps alone."""
+    return [{k: v for k, v in row.items() if not is_measured(k)} for row in read_metrics(run)]
+
+
+def history(run):
+    """What happened to a run, and after which step."""
+    return [(row["event"], row["step"]) for row in read_events(run)]
+
+
+def assert_same_run(one, other, experiment):
+    """Two runs have the same losses, weights, averages and optimizer, bit for bit."""
+    assert rows(one) == rows(other)
+    states = [state_of(run, experiment, experiment.bundle) for run in (one, other)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def losses(run):

@@ -8,6 +8,7 @@ import pytest
 
 from stylecrafter_jax.models.networks import Networks
 from stylecrafter_jax.train.encoder_losses import contrastive, cross_entropy, reconstruction
+from stylecrafter_jax.train.step import row_keys
 
 KEY = jax.random.key(0)
 
@@ -32,7 +33,7 @@ def autoencoder(mean, logvar, error) -> Networks:
 def test_reconstruction_is_absolute_error_and_divergence():
     pixels = np.arange(2 * 1 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 1, 4, 4, 3)
     loss = reconstruction(autoencoder(mean=2.0, logvar=math.log(0.25), error=0.5), kl_weight=0.1)
-    value, metrics = loss({}, {"pixels": jnp.asarray(pixels)}, KEY)
+    value, metrics = loss({}, {"pixels": jnp.asarray(pixels)}, row_keys(KEY, 2))
     # KL of N(2, 1/4) from N(0, 1), by hand
     kl = 0.5 * (4 + 0.25 - 1 + math.log(4))
     np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-6)
@@ -56,7 +57,9 @@ def batch(captions: list[int]) -> dict[str, Any]:
 
 def clip_loss(image, text, captions, scale=1.0):
     loss = contrastive(embeddings(image, text), end=1, image_size=4)
-    return loss({"text_encoder/logit_scale": jnp.log(scale)}, batch(captions), KEY)
+    return loss(
+        {"text_encoder/logit_scale": jnp.log(scale)}, batch(captions), row_keys(KEY, len(captions))
+    )
 
 
 def test_contrast_of_two_pairs_by_hand():

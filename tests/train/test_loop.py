@@ -16,25 +16,22 @@ import pytest
 
 from stylecrafter_jax import params as weights
 from stylecrafter_jax.checkpoints.bundle import BundleWriter, load_bundle, part_of
-from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError, read_tensors
 from stylecrafter_jax.cli import main
 from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.models.networks import parameter_shapes
-from stylecrafter_jax.train import loop, runs
+from stylecrafter_jax.train import loop, runs, setup
 from stylecrafter_jax.train.events import read_events
 from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.means import LOSS_T
 from stylecrafter_jax.train.metrics_log import MetricsLog, read_metrics
-from stylecrafter_jax.train.optimizer import make_optimizer
 from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import load_start
-from stylecrafter_jax.train.step import init_state, make_train_step
-from stylecrafter_jax.train.throughput import is_measured
+from stylecrafter_jax.train.step import make_train_step
 from stylecrafter_jax.train.watch import TrainingError
 from tests.several import write_config
-from tests.train.conftest import changed, toy_loss
+from tests.train.conftest import QUICK, assert_same_run, changed, history, rows, state_of, toy_loss
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,31 +39,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def real():
     """Runs of the small model itself."""
-
-
-def state_of(run, experiment, start_bundle):
-    stage = STAGES[experiment.stage]
-    start = load_start(Path(start_bundle), stage, frozen_dtype=np.float32, seed=0)
-    tx = make_optimizer(experiment.optimizer, experiment.train.steps)
-    store = Store(run / "checkpoints")
-    try:
-        return store.restore(init_state(start.trainable, tx)).state
-    finally:
-        store.close()
-
-
-def rows(run):
-    return [{k: v for k, v in row.items() if not is_measured(k)} for row in read_metrics(run)]
-
-
-def history(run):
-    return [(row["event"], row["step"]) for row in read_events(run)]
-
-
-def assert_same_run(one, other, experiment):
-    assert rows(one) == rows(other)
-    states = [state_of(run, experiment, experiment.bundle) for run in (one, other)]
-    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 @pytest.mark.parametrize("kind", ["toy", pytest.param("real", marks=pytest.mark.slow)])
@@ -136,6 +108,7 @@ def test_each_kind_of_batch_has_its_own_step(experiment, clips, tmp_path, monkey
 
     def build_step(experiment, config, tx, mode):
         step = make_train_step(toy_loss, tx, ema_decay=0.9)
+        step = jax.jit(step.__wrapped__, donate_argnames="state", compiler_options=QUICK)
 
         def counted(state, frozen, batch, key):
             seen.append((mode, batch["pixels"].shape[:2]))
@@ -143,7 +116,7 @@ def test_each_kind_of_batch_has_its_own_step(experiment, clips, tmp_path, monkey
 
         return counted
 
-    monkeypatch.setattr(loop, "build_step", build_step)
+    monkeypatch.setattr(setup, "build_step", build_step)
     both = changed(experiment, stage="stage2", data__videos=str(clips), train__steps=4)
     train(both, tmp_path / "run", progress=False)
     assert sorted(seen) == 2 * [("stills", (2, 1))] + 2 * [("video", (1, 2))]
@@ -203,14 +176,14 @@ def test_a_loss_that_stays_nan_ends_the_run_and_keeps_the_checkpoint(
     run = tmp_path / "run"
     train(changed(experiment, train__steps=2), run, progress=False)
     healthy = state_of(run, experiment, experiment.bundle)
-    load = loop.load_start
+    load = setup.load_start
 
     def broken(*args, **kwargs):
         start = load(*args, **kwargs)
         poison = {name: value * np.nan for name, value in start.frozen.items() if "unet" in name}
         return start._replace(frozen={**start.frozen, **poison})
 
-    monkeypatch.setattr(loop, "load_start", broken)
+    monkeypatch.setattr(setup, "load_start", broken)
     worse = changed(experiment, train__steps=20, train__max_skipped=10)
     with pytest.raises(TrainingError, match="not finite in 10 steps in a row, the last is 12"):
         train(worse, run, progress=False)
@@ -218,8 +191,11 @@ def test_a_loss_that_stays_nan_ends_the_run_and_keeps_the_checkpoint(
     jax.tree.map(np.testing.assert_array_equal, kept, healthy)
     skipped = read_metrics(run, "skipped.jsonl")
     assert [row["step"] for row in skipped] == list(range(3, 13))
-    assert all(len(row["index"]) == 2 for row in skipped)
-    assert "step 3 skipped: loss nan, records [" in capfd.readouterr().err
+    for row in skipped:
+        assert row["source"] == "pictures" and len(row["index"]) == 2
+        assert row["records"] == [f"{number}.jpg" for number in row["index"]]
+    shown = ", ".join(skipped[0]["records"])
+    assert f"step 3 skipped: loss nan, of pictures: {shown}" in capfd.readouterr().err
 
 
 def test_a_mistake_in_the_data_leaves_no_run(experiment, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from stylecrafter_jax import sharding
 from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.config import ConfigError
-from stylecrafter_jax.train import loop
+from stylecrafter_jax.train import setup
 from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.optimizer import make_optimizer
 from stylecrafter_jax.train.step import init_state
@@ -26,13 +26,13 @@ def eight(experiment, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Steps of the small model itself that compile sooner."""
-    build = loop.build_step
+    build = setup.build_step
 
     def build_step(*args):
         step = build(*args).__wrapped__
         return jax.jit(step, donate_argnames="state", compiler_options=QUICK)
 
-    monkeypatch.setattr(loop, "build_step", build_step)
+    monkeypatch.setattr(setup, "build_step", build_step)
 
 
 def on(experiment, data, fsdp, **settings):

@@ -17,7 +17,7 @@ def strict(constant):
 def test_lines_are_strict_json_whatever_the_loss(tmp_path, loss):
     log = MetricsLog(tmp_path)
     log.write(1, {"loss": loss, "grad_norm": 0.1})
-    log.write_skipped(1, loss, [3, 4])
+    log.note(SKIPPED, {"step": 1, "loss": loss, "index": [3, 4]})
     log.close()
     rows = [
         json.loads(line, parse_constant=strict)

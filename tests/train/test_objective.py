@@ -22,9 +22,10 @@ from stylecrafter_jax.train.objective import (
     snr_weight,
 )
 from stylecrafter_jax.train.stages import STAGES
-from stylecrafter_jax.train.step import init_state, make_train_step
+from stylecrafter_jax.train.step import init_state, make_train_step, row_keys
 
 KEY = jax.random.key(0)
+KEYS = row_keys(KEY, 4)
 # The claims hold for any program; this one compiles fastest.
 QUICK = {"xla_backend_optimization_level": 0}
 
@@ -62,9 +63,9 @@ def test_loss_falls_on_a_constant_batch(nets, make_loss, batch):
 def test_rows_that_drop_their_style_are_the_base_model(nets, make_loss, batch):
     loss, params = jax.jit(make_loss(), compiler_options=QUICK), nets[1]
     all_rows = jnp.ones(4, bool)
-    dropped, _ = loss(params, {**batch, "drop_style": all_rows}, KEY)
-    without, _ = loss(params, {k: v for k, v in batch.items() if k != "image"}, KEY)
-    styled, _ = loss(params, {**batch, "drop_style": ~all_rows}, KEY)
+    dropped, _ = loss(params, {**batch, "drop_style": all_rows}, KEYS)
+    without, _ = loss(params, {k: v for k, v in batch.items() if k != "image"}, KEYS)
+    styled, _ = loss(params, {**batch, "drop_style": ~all_rows}, KEYS)
     np.testing.assert_allclose(dropped, without, rtol=1e-6)
     assert abs(float(styled) - float(without)) > 1e-4 * float(without)
 
@@ -73,8 +74,8 @@ def test_metrics_of_parts_are_those_of_the_rows_they_name(nets, make_loss, batch
     """Rows with and without style, and the loss of four timesteps by the key of the loss."""
     loss, params = jax.jit(make_loss(), compiler_options=QUICK), nets[1]
     dropped = jnp.array([True, False, False, True])
-    _, metrics = loss(params, {**batch, "drop_style": dropped}, KEY)
-    t = draw_timesteps(jax.random.split(KEY, 4)[1], 4, 1000)
+    _, metrics = loss(params, {**batch, "drop_style": dropped}, KEYS)
+    t = draw_timesteps(jax.vmap(lambda key: jax.random.split(key, 4)[1])(KEYS), 1000)
     counts = np.histogram(t, bins=[0, 250, 500, 750, 1000])[0]
     np.testing.assert_array_equal(metrics[LOSS_T][:, 1], counts)
     np.testing.assert_allclose(jnp.sum(metrics[LOSS_T][:, 0]) / 4, metrics["unweighted_loss"], 1e-6)
@@ -88,10 +89,10 @@ def test_metrics_of_parts_are_those_of_the_rows_they_name(nets, make_loss, batch
 def test_rows_that_drop_their_text_do_not_see_it(nets, make_loss, batch):
     loss, params = jax.jit(make_loss(), compiler_options=QUICK), nets[1]
     flags = {"drop_text": jnp.ones(4, bool)}
-    one, _ = loss(params, {**batch, **flags}, KEY)
-    other, _ = loss(params, {**batch, **flags, "text": 2.0 * batch["text"]}, KEY)
+    one, _ = loss(params, {**batch, **flags}, KEYS)
+    other, _ = loss(params, {**batch, **flags, "text": 2.0 * batch["text"]}, KEYS)
     np.testing.assert_array_equal(one, other)
-    kept, _ = loss(params, {**batch, "drop_text": ~flags["drop_text"]}, KEY)
+    kept, _ = loss(params, {**batch, "drop_text": ~flags["drop_text"]}, KEYS)
     assert float(kept) != float(one)
 
 
@@ -104,7 +105,7 @@ def test_frozen_kernels_get_no_gradient(nets, make_loss, batch):
         frozen = {name: value for name, value in params.items() if name not in trainable}
 
         def value(trainable):
-            return loss({**frozen, **trainable}, batch, KEY)[0]
+            return loss({**frozen, **trainable}, batch, KEYS)[0]
 
         function = jax.grad(value) if pattern else value
         jaxpr = jax.make_jaxpr(function)(trainable)
@@ -146,15 +147,15 @@ def test_no_timestep_weighs_less_than_the_floor(floor):
 
 def test_shifted_timesteps_by_hand():
     """With shift 3 the shares 1/8, 3/8, 5/8, 7/8 become 0.3, 0.643, 0.833, 0.955."""
-    plain = np.asarray(draw_timesteps(KEY, 100, 4))
+    plain = np.asarray(draw_timesteps(row_keys(KEY, 100), 4))
     assert set(plain) == {0, 1, 2, 3}
     expected = np.array([1, 2, 3, 3])[plain]
-    np.testing.assert_array_equal(draw_timesteps(KEY, 100, 4, 3.0), expected)
+    np.testing.assert_array_equal(draw_timesteps(row_keys(KEY, 100), 4, 3.0), expected)
 
 
 @pytest.mark.parametrize("shift", [0.2, 1.0, 5.0])
 def test_shifted_timesteps_stay_in_the_schedule_and_half_lie_above_the_shifted_middle(shift):
-    t = np.asarray(draw_timesteps(KEY, 4000, 1000, shift))
+    t = np.asarray(draw_timesteps(row_keys(KEY, 4000), 1000, shift))
     assert t.min() >= 0 and t.max() <= 999
     middle = 1000 * shift * 0.5 / (1 + (shift - 1) * 0.5)
     assert np.mean(t >= middle) == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(4000))

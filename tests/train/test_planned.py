@@ -6,7 +6,7 @@ import pytest
 
 from stylecrafter_jax.checkpoints.bundle import read_config
 from stylecrafter_jax.plan.tasks import training
-from stylecrafter_jax.train import loop
+from stylecrafter_jax.train import loop, setup
 from stylecrafter_jax.train.stages import STAGES
 from tests.train.conftest import changed
 
@@ -34,7 +34,7 @@ def test_a_plan_is_of_the_steps_that_train(
 
         return step
 
-    monkeypatch.setattr(loop, "build_step", build_step)
+    monkeypatch.setattr(setup, "build_step", build_step)
     loop.train(experiment, tmp_path / "run", progress=False)
     task = training(experiment, read_config(small_bundle))
     modes = [STAGES[stage].image_mode, STAGES[stage].video_mode]

@@ -28,6 +28,7 @@ from stylecrafter_jax.train.objective import encode as encode_batch
 from stylecrafter_jax.train.precompute import Encoder, encode
 from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import load_start
+from stylecrafter_jax.train.step import row_keys
 from stylecrafter_jax.train.streams import make_streams
 from tests.train.conftest import changed
 
@@ -83,8 +84,9 @@ def batches(experiment, steps):
 def seen_by(nets, batch):
     """What the loss sees of a batch, with a fixed key."""
     params = {**nets[1], EMPTY_TEXT: np.zeros((1, 77, 24), np.float32)}
+    keys = row_keys(jax.random.key(3), len(batch["index"]))
     see = functools.partial(encode_batch, nets[0], scale_factor=0.5, image_size=224)
-    return jax.jit(see, compiler_options=QUICK)(params, batch, jax.random.key(3))
+    return jax.jit(see, compiler_options=QUICK)(params, batch, keys)
 
 
 @pytest.fixture

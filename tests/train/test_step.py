@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from stylecrafter_jax.train.step import init_state, make_train_step
+from stylecrafter_jax.train.step import init_state, make_train_step, row_keys
 
 FROZEN = {"scale": jnp.array(2.0)}
 KEY = jax.random.key(0)
@@ -50,6 +50,28 @@ def test_two_halves_accumulate_to_the_whole(batch):
         step = make_train_step(quadratic, tx, ema_decay=0.9, accumulate=parts)
         results.append(copied(step(start(tx), FROZEN, batch, KEY)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), *results)
+
+
+def test_a_row_draws_the_same_however_the_batch_is_split(batch):
+    """Noise of deviation 10 on every row: halves of the batch would else differ by as much."""
+
+    def noisy(params, batch, keys):
+        noise = jax.vmap(lambda key: 10.0 * jax.random.normal(key, (2,)))(keys)
+        return quadratic(params, {"x": batch["x"] + noise}, keys)
+
+    tx, results = optax.adam(1e-2), []
+    for parts in (1, 2, 4):
+        step = make_train_step(noisy, tx, ema_decay=0.9, accumulate=parts)
+        state, _ = step(start(tx), FROZEN, batch, KEY)
+        results.append(copied(step(state, FROZEN, batch, KEY)))
+    for other in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), results[0], other)
+    keys = row_keys(jax.random.fold_in(KEY, 1), 4)
+    losses = [
+        noisy({**FROZEN, "w": jnp.zeros(2)}, {"x": batch["x"][:1]}, keys[i : i + 1])[0]
+        for i in range(4)
+    ]
+    assert len({float(loss) for loss in losses}) == 4
 
 
 def test_a_batch_that_does_not_split_is_refused(batch):

@@ -1,0 +1,54 @@
+"""A run that is killed again and again, also amid a save, ends as one that never was."""
+
+import random
+import signal
+import time
+
+import pytest
+
+from stylecrafter_jax.checkpoints.store import TORN
+from stylecrafter_jax.train.metrics_log import read_metrics
+from tests.several import finish, launch, write_config
+from tests.train.conftest import assert_same_run, changed, history
+
+KILLS = 20
+SECONDS = 300
+
+
+def is_saving(run):
+    return any((run / "checkpoints").glob(f"*{TORN}"))
+
+
+def logged(run):
+    """The newest step on file; a line may be half written at this moment."""
+    rows = read_metrics(run)
+    return rows[-1]["step"] if rows else 0
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(experiment, tmp_path):
+    """Half of them when a save has begun, the others some random steps after the start."""
+    # Enough steps that twenty parts do not reach the end, and a save every other one.
+    some = changed(experiment, train__steps=4000, train__log_every=5, train__save_every=2)
+    config = write_config(some, tmp_path / "config.py")
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    (ended,) = finish(launch(1, ["train", config, "--out", straight, "--quiet"], TOY="1"), 600)
+    assert ended.status == 0, ended.err
+    rng, amid = random.Random(0), 0
+    for number in range(KILLS):
+        begun = logged(killed)
+        (process,) = launch(1, ["train", config, "--out", killed, "--quiet"], TOY="1")
+        wanted, end = begun + rng.randrange(6, 60), time.monotonic() + SECONDS
+        while not logged(killed) >= wanted or (number % 2 and not is_saving(killed)):
+            assert process.poll() is None and time.monotonic() < end, process.communicate()[1]
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        amid += is_saving(killed)
+    assert amid >= KILLS // 4  # the others were complete before the signal came
+    (ended,) = finish(launch(1, ["train", config, "--out", killed, "--quiet"], TOY="1"), 600)
+    assert ended.status == 0, ended.err
+    assert not is_saving(killed), "what the killed saves left is gone"
+    assert [event for event, _ in history(killed)] == ["started", *KILLS * ["resumed"], "finished"]
+    assert_same_run(killed, straight, some)
