@@ -200,7 +200,7 @@ def _spikes(rows: Sequence[Row]) -> Markup:
 
 def _batches(rows: Sequence[Row], keys: Sequence[str]) -> Markup:
     """Returns a table of the last steps of some, and what is to say of their batches."""
-    cells = [[str(row["step"]), *(_plain(row.get(key)) for key in keys)] for row in rows]
+    cells = [[str(row["step"]), *(_listed(row.get(key)) for key in keys)] for row in rows]
     return table(("step", *keys), cells[-LISTED:])
 
 
@@ -254,6 +254,10 @@ def _environment(facts: Facts) -> Markup:
     if not starts:
         rows += [(f"version of {name}", _plain(v)) for name, v in facts.versions.items()]
     return table(("", ""), rows, "config")
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(_plain, value)) if isinstance(value, list) else _plain(value)
 
 
 def _plain(value: Any) -> str:

@@ -22,6 +22,11 @@ def _summary(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "steps", f"{last.get('step', 0)} of {total}"
     yield "state", state(facts)
     yield "updates", health(facts)
+    if facts.spikes:
+        yield (
+            "losses that stood out",
+            f"{len(facts.spikes)}, the last at step {facts.spikes[-1]['step']}",
+        )
     if isinstance(last.get("loss"), float):
         yield "loss, last", number(last["loss"])
     losses = [each.loss for each in facts.checkpoints if each.loss is not None]

@@ -7,8 +7,8 @@ many steps were done then, and what else is to say:
 started, resumed   what it runs on, see `environment`; `mesh` of several devices
 finished           all steps are done
 stopped            `reason`: a signal, or the error's one line
-save_failed        `reason`: a checkpoint could not be written, which ends the run unless
-                   `train.on_save_error` is "continue"
+save_failed        `reason`: a checkpoint could not be written, which ends the run
+not_saved          `reason`: likewise, but the run goes on (`train.on_save_error`)
 lost_process       `reason`: another process of the run is gone, which ends the run
 no_samples         `reason`: samples could not be made; the run goes on
 
@@ -39,6 +39,7 @@ Event = Literal[
     "stopped",
     "finished",
     "save_failed",
+    "not_saved",
     "lost_process",
     "no_samples",
 ]

@@ -1,7 +1,6 @@
 """Files of one JSON object a line, whose last line a crash may have cut short."""
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -70,9 +69,10 @@ class LineFile:
         """
         while self.waiting:
             size = os.fstat(self._file.fileno()).st_size
+            left = self.waiting[0]
             try:
-                if self._file.write(self.waiting[0]) != len(self.waiting[0]):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                while left:  # what does not fit is refused once the rest is written
+                    left = left[self._file.write(left) :]
             except OSError as error:
                 os.ftruncate(self._file.fileno(), size)
                 raise OSError(error.errno, error.strerror, str(self._path)) from error

@@ -169,15 +169,14 @@ class _Loop(NamedTuple):
 
     def iterate(self, state: TrainState, done: int, stop: threading.Event) -> int:
         """Returns the number of steps done at the end, whose state is saved."""
-        settings = self.experiment.train
-        tools = self.tools
+        settings, tools = self.experiment.train, self.tools
         watch = Watch(self.log, tools.means, tools.spikes, self.feed, settings.max_skipped)
         key, saved = jax.random.key(settings.seed), done
         verdict = self.feed.verdict(watch.halt, stop.is_set())
         while done < settings.steps:
-            with self.tools.profiler.step():
+            with tools.profiler.step():
                 try:
-                    with self.tools.meter.time("data"):
+                    with tools.meter.time("data"):
                         drawn = self.feed.next(stop.is_set())
                 except (DataError, OSError, ElsewhereError):
                     self._save(done, state, watch, saved, last=True)
@@ -185,9 +184,9 @@ class _Loop(NamedTuple):
                 if drawn is None:
                     break
                 state, metrics = self._step(state, drawn[0], key)
-            self.tools.profiler.end(metrics)
-            self.tools.meter.look(self.store.writing())
-            self.tools.history.step = done = done + 1
+            tools.profiler.end(metrics)
+            tools.meter.look(self.store.writing())
+            tools.history.step = done = done + 1
             watch.add(done, metrics, drawn[1])
             # A checkpoint that is due at a step that was skipped waits for the next healthy one.
             due = done // settings.save_every > saved // settings.save_every
@@ -201,12 +200,12 @@ class _Loop(NamedTuple):
             last = verdict == STOP or done == settings.steps
             values = self._write(done, watch) if last or logging else None
             if logging:
-                self.tools.means.clear()
+                tools.means.clear()
             if last or due:
                 saved = self._save(done, state, watch, saved, last=last)
             if self.sampler and sampling and verdict != STOP:
                 self._sample(self.sampler, done, state, watch)
-            self.tools.console.update(done, values)
+            tools.console.update(done, values)
             if verdict == STOP:
                 break
         if verdict == FAILED or self.feed.error is not None:
@@ -274,7 +273,7 @@ class _Loop(NamedTuple):
             if leads():
                 tqdm.write(f"{error}; going on", file=sys.stderr)
             with contextlib.suppress(OSError):
-                self.tools.history.note("save_failed", reason=str(error))
+                self.tools.history.note("not_saved", reason=str(error))
 
     def _sample(self, sampler: Sampler, done: int, state: TrainState, watch: Watch) -> None:
         """Writes samples; a full disk, full memory or overflow there is no reason to end a run."""

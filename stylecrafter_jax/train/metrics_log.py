@@ -80,7 +80,7 @@ class MetricsLog:
             OSError: lines that waited cannot be written.
         """
         try:
-            for file in self._lines.values():
+            for file in self._lines.values() if self._patient else ():
                 file.flush()
         finally:
             for file in self._lines.values():

@@ -65,10 +65,12 @@ def test_a_full_disk_stops_the_run_or_not_as_configured(
         assert steps(run) == [2] and torn(run) == []
         assert [event for event, _ in history(run)] == ["started", "save_failed"]
     assert train(some, run, progress=False) == (7, True)
-    shown = capfd.readouterr().err.strip().splitlines()
-    assert len(shown) == (way == "continue")
-    assert all("cannot write a checkpoint" in x and x.endswith("; going on") for x in shown)
-    assert [event for event, _ in history(run)].count("save_failed") == 1
+    # Orbax's own log is silenced by the command line alone.
+    shown = [x for x in capfd.readouterr().err.splitlines() if "cannot write a checkpoint" in x]
+    assert len(shown) == (way == "continue") and all(x.endswith("; going on") for x in shown)
+    found = [event for event, _ in history(run)]
+    assert found.count("not_saved") == (way == "continue")
+    assert found.count("save_failed") == (way == "stop")
     assert steps(run) == ([2, 4, 6, 7] if way == "stop" else [2, 6, 7]) and torn(run) == []
     assert_same_run(run, straight, some)
 
@@ -115,12 +117,13 @@ def test_a_folder_that_becomes_read_only(experiment, tmp_path, way):
     processes = launch(1, arguments, before=obey_modes, TOY="1")
     wait(lambda: len(read_metrics(run)) >= 10)
     folder.chmod(0o555)
-    wait(lambda: "save_failed" in dict(history(run)) or processes[0].poll() is not None)
+    event = "save_failed" if way == "stop" else "not_saved"
+    wait(lambda: event in dict(history(run)) or processes[0].poll() is not None)
     folder.chmod(0o755)
     (ended,) = finish(processes)
     line, *more = ended.err.strip().splitlines()
     assert f"cannot write a checkpoint to {folder}: Permission denied; the earlier ones" in line
-    assert "save_failed" in dict(history(run))
+    assert event in dict(history(run))
     if way == "stop":
         assert ended.status == 1 and not more
         assert 0 < steps(run)[-1] < 400

@@ -81,9 +81,10 @@ def test_numbers_shown_are_those_of_the_files(finished_run, read):
     experiment = json.loads((finished_run / "run.json").read_text())["experiment"]
     assert str(experiment["train"]["save_every"]) in shown and "60 of 60" in shown
     assert {"20", "0.125", "best", "40", "0.75", "newest"} <= set(shown)
-    assert {"33", "[8, 13]", "30 s"} <= set(shown)
+    assert {"33", f"8.jpg, {SCRIPT}", "44", "9.5", "30 s"} <= set(shown)
     assert any("1 different records refused" in line for line in shown)
     assert "1 skipped, the last at step 33; finite since" in shown
+    assert "1, the last at step 44" in shown
 
 
 def test_curves_have_a_point_for_each_line(read):
