@@ -13,6 +13,11 @@ from stylecrafter_jax.train.runs import merged
 from tests.several import finish, launch, write_config
 from tests.train.conftest import LOSS, assert_same_training, changed, losses
 
+# Constants just before the small UNet's last norm, whose groups have one channel each: it takes
+# them out. Their gradient is a thousandth of any other's, nothing but rounding.
+LAST = "unet/output_blocks.1.2"
+UNSEEN = (f"{LAST}/transformer_blocks.0/ff/net.2/bias", f"{LAST}/proj_out/bias")
+
 
 @pytest.fixture
 def shared(experiment):
@@ -60,7 +65,8 @@ def test_the_model_itself_trains_in_two_and_in_four_processes(tmp_path, shared, 
         part = changed(wanted, train__steps=steps)
         for process in run(part, tmp_path / "moved", count, devices=devices):
             assert process.status == 0, process.err
-    assert_same_training(tmp_path / "alone", tmp_path / "moved")
+    unseen = UNSEEN if stage == "stage2" else ()
+    assert_same_training(tmp_path / "alone", tmp_path / "moved", unseen)
 
 
 @pytest.mark.slow
