@@ -5,6 +5,7 @@ every one of them then sees all devices, and only the first writes what there is
 """
 
 import functools
+import hashlib
 import importlib.util
 import json
 import os
@@ -73,7 +74,7 @@ def start(
         ValueError: the description of the processes is not whole, or the others do not answer.
     """
     env = os.environ if env is None else env
-    given = _completed(given or Given(), env)
+    given = whole(given or Given(), env)
     cluster = find_cluster(given, env)
     if cluster is None:
         return
@@ -119,8 +120,12 @@ def find_cluster(given: Given, env: Mapping[str, str]) -> Cluster | None:
     return None
 
 
-def _completed(given: Given, env: Mapping[str, str]) -> Given:
-    """Returns a whole description of the processes, or an empty one."""
+def whole(given: Given, env: Mapping[str, str]) -> Given:
+    """Returns a whole description of the processes, or an empty one.
+
+    Raises:
+        ValueError: it is neither.
+    """
 
     def number(name: str) -> int | None:
         text = env.get(name)
@@ -200,6 +205,32 @@ def together(function: Callable[[], T]) -> T:
 def by_leader(function: Callable[[], T]) -> T | None:
     """Runs a function on the first process alone; the others wait for it and get None."""
     return together(lambda: function() if leads() else None)
+
+
+def told(function: Callable[[], T]) -> T:
+    """Returns on all processes the JSON value that a function returns on the first one alone."""
+    return gathered(by_leader(function))[0]
+
+
+def agree(asked: Mapping[str, Any]) -> None:
+    """Checks that all processes were asked for the same; all must call it.
+
+    Args:
+        asked: JSON values, by what they are.
+
+    Raises:
+        ValueError: they were not; names a process and what is different there.
+    """
+    texts = {name: json.dumps(value, sort_keys=True) for name, value in asked.items()}
+    hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    first, *others = gathered(hashes)
+    for index, other in enumerate(others, start=1):
+        different = [name for name in first if other.get(name) != first[name]]
+        if different:
+            raise ValueError(
+                "all processes must be asked for the same: "
+                f"process {index} has another {different[0]} than process 0"
+            )
 
 
 def _message(error: Exception) -> str:

@@ -6,9 +6,10 @@ heads and channels. Devices of the inner axes talk most, so they lie next to eac
 """
 
 import contextlib
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -152,12 +153,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def parts_of_rows(mesh: Mesh | None) -> int:
+    """Returns into how many parts the rows of a batch are split."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def own_blocks(mesh: Mesh) -> tuple[list[int], int]:
     """Returns which of the equal blocks of a batch's rows are this process's, and of how many.
 
     Processes whose devices share rows have the same blocks.
     """
-    count = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    count = parts_of_rows(mesh)
     held = batch_sharding(mesh).addressable_devices_indices_map((count,))
     return sorted({rows[0].start or 0 for rows in held.values() if rows is not None}), count
 
@@ -230,6 +236,12 @@ def stay_whole(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
+@functools.cache
+def _everywhere(mesh: Mesh) -> Callable[[Any], Any]:
+    """Returns the program that makes a tree of arrays whole on every device, kept for a mesh."""
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
 def on_one_device(tree: Any) -> Any:
     """Returns a tree of arrays whole on one device, copied only where they are not there.
 
@@ -241,8 +253,7 @@ def on_one_device(tree: Any) -> Any:
 
     far = [x for x in jax.tree.leaves(tree) if is_far(x)]
     if far:
-        everywhere = NamedSharding(far[0].sharding.mesh, PartitionSpec())
-        tree = jax.jit(lambda x: x, out_shardings=everywhere)(tree)
+        tree = _everywhere(far[0].sharding.mesh)(tree)
 
     def take(x: jax.Array) -> jax.Array:
         if x.is_fully_replicated:

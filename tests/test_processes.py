@@ -83,3 +83,5 @@ def test_alone_a_process_leads_and_agrees_with_itself():
     assert processes.leads() and not processes.several()
     assert processes.gathered({"a": 1}) == [{"a": 1}]
     assert processes.together(lambda: 3) == 3 and processes.by_leader(lambda: 4) == 4
+    assert processes.told(lambda: [5]) == [5]
+    processes.agree({"options": 1})
