@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from stylecrafter_jax.commands import data, new, planning, report, train
-from stylecrafter_jax.commands.arguments import add_mesh, add_sampling, add_size, add_speed
-from stylecrafter_jax.commands.interruptible import EXIT_INTERRUPTED
-
-EXIT_ERROR = 1
-EXIT_USAGE = 2
+from stylecrafter_jax.commands import data, new, planning, report, statuses, train
+from stylecrafter_jax.commands.arguments import (
+    add_mesh,
+    add_processes,
+    add_sampling,
+    add_size,
+    add_speed,
+)
 
 EXAMPLES = """examples:
   stylecrafter generate "A wolf in the forest." --style painting.jpg --bundle bundle
@@ -23,6 +25,14 @@ Standard output gets the path of each result, one a line; everything else goes t
 Beside each result stands a JSON file with everything that decides its pixels. Run the same again
 after a stop, and what is there already is not made again. The same seed and index give the same
 result: result i of a list (counted from 0) is that of its prompt alone with --index i.
+
+On several hosts run the same on each, with the bundle, the list and the style images at hand there.
+All work on every batch together; the first alone looks into --out, writes and prints. SIGTERM or
+Ctrl-C on one ends all after the batch under way, with status 3.
+
+exit status: 0 all results are there, 1 an error (one line says which), 2 usage, 130 interrupted; of
+several processes 3 stopped after a batch, 4 another one is gone (run all again to go on); where
+JAX's runtime sees that first, it ends the process by SIGABRT
 """
 
 EVALUATE_NOTES = """metrics:
@@ -52,7 +62,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Ends the program with the message and where to read on."""
-        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        self.exit(statuses.USAGE, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,15 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         print("stylecrafter: interrupted; finished results are kept", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return statuses.INTERRUPTED
     except BrokenPipeError:
         # Who read our output has gone; without this, Python would complain of it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_ERROR
+        return statuses.ERROR
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"stylecrafter: error: {message}", file=sys.stderr)
-        return EXIT_ERROR
+        return statuses.ERROR
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -134,6 +144,7 @@ def _add_generate(commands) -> None:
     add("--quiet", action="store_true", help="nothing but warnings and errors on standard error")
     add_speed(parser)
     add_mesh(parser)
+    add_processes(parser)
     parser.set_defaults(run=_generate)
 
 
@@ -232,7 +243,9 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from stylecrafter_jax.commands import evaluate, evaluate_demo
+    from stylecrafter_jax.commands.several import refuse_several
 
+    refuse_several("evaluate", "generate in several, then evaluate --videos in one")
     return evaluate_demo.run(args) if args.demo else evaluate.run(args)
 
 

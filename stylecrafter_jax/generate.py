@@ -77,6 +77,7 @@ class StyleCrafter:
             keep_encoders: keep both CLIP towers on the device between calls; otherwise they are
                 moved there for each call and freed.
             mesh: devices to work together on every batch, see `sharding`; None is the default one.
+                Several processes whose devices it has make all calls alike, and each gets all.
         """
         self.config = config
         self.tokenizer = tokenizer
@@ -178,6 +179,7 @@ class StyleCrafter:
         ids = jnp.asarray(self.tokenizer([*texts, options.negative_prompt]))
         with self._encoder("text_encoder") as encoder:
             text = self.programs.run("text", self.networks.encode_text, encoder, ids)
+        text = self._apart(text)
         text, uncond = text[:-1], jnp.repeat(text[-1:], len(texts), axis=0)
         if not requests[0].styles:
             return Condition(text, uncond, None, None)
@@ -228,7 +230,11 @@ class StyleCrafter:
         def encode(params, image):
             return self.networks.encode_image(params, clip_pixels(image, size=size))
 
-        return self.programs.run("image", encode, encoder, jnp.asarray(image[None]))
+        return self._apart(self.programs.run("image", encode, encoder, jnp.asarray(image[None])))
+
+    def _apart(self, x: Array) -> Array:
+        """Returns an array that this process may take apart outside of a program."""
+        return x if self.mesh is None else jnp.asarray(np.asarray(on_one_device(x)))
 
     def sample(
         self,
@@ -307,8 +313,13 @@ class StyleCrafter:
         if start.shape[:3] != wanted:
             raise ValueError(f"the start has frames, height, width {start.shape[:3]}, not {wanted}")
         vae = self._part("vae")
+
+        def encode(x):
+            mean, logvar = self.programs.run("vae_encode", self.networks.vae_encode, vae, x)
+            return self._apart(mean), self._apart(logvar)
+
         latents = encode_frames(
-            lambda x: self.programs.run("vae_encode", self.networks.vae_encode, vae, x),
+            encode,
             (start[None].astype(np.float32) / 127.5) - 1.0,
             scale_factor=self.config.vae.scale_factor,
             chunk=options.decode_chunk,

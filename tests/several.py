@@ -39,13 +39,20 @@ def launch(
     count: int,
     arguments: Sequence[object],
     *,
+    others: Sequence[object] = (),
     devices: int = 2,
     before: Callable[[], None] | None = None,
     **env: str,
 ) -> list[subprocess.Popen]:
     """Starts `stylecrafter` with the same arguments in so many processes, connected if several.
 
-    Each of them calls `before` first.
+    Args:
+        count: of processes.
+        arguments: of the command.
+        others: more of them, for all processes but the first.
+        devices: of each process.
+        before: what each of them calls first.
+        **env: environment variables.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -58,10 +65,10 @@ def launch(
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": str(count),
     }
-    command = [sys.executable, "-m", "tests.train.worker", *map(str, arguments)]
+    command = [sys.executable, "-m", "tests.train.worker"]
     return [
         subprocess.Popen(
-            command,
+            [*command, *map(str, [*arguments, *(others if index else ())])],
             cwd=ROOT,
             env={**os.environ, **given, "JAX_PROCESS_ID": str(index), **env},
             stdout=subprocess.PIPE,

@@ -44,7 +44,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 def add_speed(parser: argparse.ArgumentParser) -> None:
     """Adds what changes speed and memory."""
     add = parser.add_argument_group("speed and memory").add_argument
-    add("--batch-size", type=int, default=1, metavar="N", help="results at a time (1)")
+    add(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="results at a time (1); with --mesh as many more as its parts of a batch want",
+    )
     add("--dtype", choices=("float32", "bfloat16"), help="to compute in (bfloat16; CPU float32)")
     add("--param-dtype", choices=("float32", "bfloat16"), help="to hold weights in (as stored)")
     add(
@@ -63,23 +69,34 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mesh",
         metavar="AXES",
-        help="devices that work on a batch together, such as data=2,frames=4 (one)",
+        help="devices that work on a batch together, such as data=2,frames=4 (one; of several "
+        "processes all, along data)",
     )
 
 
 def read_mesh(text: str | None) -> Any:
-    """Returns the mesh that `--mesh` names; None without one.
+    """Returns the mesh that `--mesh` names; without one None, or of several processes all devices.
 
     Raises:
-        ValueError: it names no mesh, or more devices than there are.
+        ValueError: it names no mesh, more devices than there are, or none of some process.
     """
+    import jax
+
+    from stylecrafter_jax.processes import several
     from stylecrafter_jax.sharding import AXES, parse_mesh, run_mesh
 
-    if text is None:
+    if text is None and not several():
         return None
-    sizes = parse_mesh(text)
+    sizes = {"data": jax.device_count()} if text is None else parse_mesh(text)
     data, fsdp, frames, tensor = (sizes.get(name, 1) for name in AXES)
-    return run_mesh(data, fsdp, frames, tensor, rows=data * fsdp)
+    mesh = run_mesh(data, fsdp, frames, tensor, rows=data * fsdp)
+    held = {device.process_index for device in mesh.devices.flat}
+    if len(held) < jax.process_count():
+        raise ValueError(
+            f"--mesh {text} has devices of {len(held)} of {jax.process_count()} processes; "
+            "all must take part"
+        )
+    return mesh
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:

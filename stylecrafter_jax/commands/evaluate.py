@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(args.out / "items.jsonl")
     if args.videos is None:
-        generate.run(_generation(args))
+        generate.make(_generation(args))
     rows = _measure(items, measures, ledger, hashes, quiet=args.quiet)
     made = f"made by the bundle {args.bundle.name}; a JSON file beside each says how"
     notes = {

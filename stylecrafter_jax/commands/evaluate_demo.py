@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from stylecrafter_jax import embedded
 from stylecrafter_jax.checkpoints.bundle import manifest_hash, read_config
+from stylecrafter_jax.commands.arguments import read_mesh
 from stylecrafter_jax.commands.generate import make_options
 from stylecrafter_jax.commands.interruptible import interruptible
 from stylecrafter_jax.generate import StyleCrafter
@@ -43,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     if made != known:
         raise JobError(f"the judges know frames, height, width {known}; this would make {made}")
     keep_on_disk()
-    model = StyleCrafter.load(bundle, dtype=args.dtype, param_dtype=args.param_dtype)
+    mesh = read_mesh(args.mesh)
+    model = StyleCrafter.load(bundle, dtype=args.dtype, param_dtype=args.param_dtype, mesh=mesh)
     args.out.mkdir(parents=True, exist_ok=True)
     wanted, clips = cases(count, pictures=options.image), []
     drawing = generate_cases(model, wanted, options, batch_size=least)

@@ -3,10 +3,13 @@
 import argparse
 import dataclasses
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from stylecrafter_jax import embedded
@@ -16,8 +19,10 @@ from stylecrafter_jax.checkpoints.bundle import (
     read_config,
     read_manifest,
 )
-from stylecrafter_jax.commands.arguments import read_mesh
+from stylecrafter_jax.commands import statuses
+from stylecrafter_jax.commands.arguments import read_mesh, start_processes
 from stylecrafter_jax.commands.batches import Todo, make_results
+from stylecrafter_jax.commands.several import losing_none
 from stylecrafter_jax.config import ModelConfig
 from stylecrafter_jax.generate import StyleCrafter, default_dtype
 from stylecrafter_jax.jobs import (
@@ -36,8 +41,10 @@ from stylecrafter_jax.media.images import load_style_image
 from stylecrafter_jax.media.video import read_video
 from stylecrafter_jax.options import Options, Resolved, usual_guidance
 from stylecrafter_jax.outputs import describe_request, is_done, make_folders
+from stylecrafter_jax.processes import agree, leads, several, together, told
 from stylecrafter_jax.programs import keep_on_disk
 from stylecrafter_jax.request import Request, check_requests
+from stylecrafter_jax.signals import stop_signals
 from stylecrafter_jax.tokenizer import Tokenizer
 
 OUT = Path("outputs")
@@ -53,33 +60,113 @@ DIRECT = (  # arguments that are fields of Options
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
+class Asked(NamedTuple):
+    """What the arguments ask for, with everything checked that can be wrong about it.
+
+    Attributes:
+        bundle: the model.
+        mesh: devices that work together.
+        options: how to generate.
+        start: frames to start from.
+        results: all of them, made already or not.
+    """
+
+    bundle: Path
+    mesh: Mesh | None
+    options: Resolved
+    start: UInt8[np.ndarray, "f h w 3"] | None
+    results: list[Todo]
+
+
 def run(args: argparse.Namespace) -> int:
-    """Makes every result that is not there yet; prints the path of each on standard output."""
+    """Makes results as one of several processes, or alone; see `make` for the status."""
+    start_processes(args)
+    if not several():
+        return make(args)
+    with losing_none(), stop_signals("ending after this batch; once more to end at once") as stop:
+        return make(args, stop)
+
+
+def make(args: argparse.Namespace, stop: threading.Event | None = None) -> int:
+    """Makes every result that is not there yet; prints the path of each on standard output.
+
+    Several processes read and check everything alike; the first one decides what is to be made.
+
+    Args:
+        args: of the command.
+        stop: asks to end after the batch under way.
+
+    Returns:
+        The exit status.
+    """
     keep_on_disk()
+    asked = together(lambda: _asked(args))
+    agree(_compared(asked, args))
+    todo = [asked.results[i] for i in told(lambda: _absent(asked.results, args))]
+    if not todo:
+        return 0
+    model = together(
+        lambda: StyleCrafter.load(
+            asked.bundle, dtype=args.dtype, param_dtype=args.param_dtype, mesh=asked.mesh
+        )
+    )
+    if leads():
+        _warn(model.tokenizer, [item.job.entry for item in todo], asked.options.negative_prompt)
+    made = make_results(
+        model,
+        todo,
+        asked.options,
+        start=asked.start,
+        batch_size=args.batch_size,
+        quiet=args.quiet,
+        stop=stop,
+    )
+    if made == len(todo):
+        return 0
+    if leads():
+        line = f"stopped after {made} of {len(todo)} results; run the same again to go on"
+        print(line, file=sys.stderr)
+    return statuses.STOPPED
+
+
+def _asked(args: argparse.Namespace) -> Asked:
     jobs, bundle = make_jobs(args), args.bundle or embedded.BUNDLE
     mesh = read_mesh(args.mesh)
-    if args.bundle is None and not args.quiet:
+    if args.bundle is None and not args.quiet and leads():
         print(NO_BUNDLE, file=sys.stderr)
     options = make_options(args, read_config(bundle))
     start = _read_start(args.start, options)
-    results = _described(jobs, args, bundle, options)
-    done = {item.job.path: item.job for item in results if is_done(*item, overwrite=args.overwrite)}
-    todo = [item for item in results if item.job.path not in done]
-    make_folders([item.job for item in todo])
-    for path in done:
-        print(path, flush=True)
+    return Asked(bundle, mesh, options, start, _described(jobs, args, bundle, options))
+
+
+def _compared(asked: Asked, args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what all processes must have in common to run the same programs, by its name."""
+    described = [item.described for item in asked.results]
+    shared = ("model", "options")  # by all results
+    return {
+        "model": described[0]["model"],
+        "set of options": described[0]["options"],
+        "list of results": [
+            {name: value for name, value in result.items() if name not in shared}
+            for result in described
+        ],
+        "mesh": None if asked.mesh is None else dict(asked.mesh.shape),
+        "batch size": args.batch_size,
+        "decode chunk": asked.options.decode_chunk,
+    }
+
+
+def _absent(results: Sequence[Todo], args: argparse.Namespace) -> list[int]:
+    """Returns the numbers of the results to make; names the others, and makes the folders."""
+    done = {item.job.path for item in results if is_done(*item, overwrite=args.overwrite)}
+    todo = [i for i, item in enumerate(results) if item.job.path not in done]
+    make_folders([results[i].job for i in todo])
+    for item in results:
+        if item.job.path in done:
+            print(item.job.path, flush=True)
     if done and not args.quiet:
         print(f"{len(done)} of {len(results)} results are already there", file=sys.stderr)
-    if not todo:
-        return 0
-    model = StyleCrafter.load(bundle, dtype=args.dtype, param_dtype=args.param_dtype, mesh=mesh)
-    _warn(model.tokenizer, [item.job.entry for item in todo], options.negative_prompt)
-    made = make_results(
-        model, todo, options, start=start, batch_size=args.batch_size, quiet=args.quiet
-    )
-    for job in made:
-        print(job.path, flush=True)
-    return 0
+    return todo
 
 
 def _described(

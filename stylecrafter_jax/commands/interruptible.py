@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from stylecrafter_jax.commands import statuses
+
 T = TypeVar("T")
 GRACE_SECONDS = 3.0
-EXIT_INTERRUPTED = 130
 
 
 def interruptible(function: Callable[[threading.Event], T]) -> T:
@@ -51,4 +52,4 @@ def interruptible(function: Callable[[threading.Event], T]) -> T:
 def _leave() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(EXIT_INTERRUPTED)
+    os._exit(statuses.INTERRUPTED)

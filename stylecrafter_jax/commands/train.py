@@ -2,15 +2,11 @@
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from stylecrafter_jax.commands import statuses
 from stylecrafter_jax.commands.arguments import add_processes, start_processes
-
-EXIT_STOPPED = 3
-EXIT_LOST = 4
 
 EPILOG = """\
 Run the same again to go on after a stop: the run continues where its newest checkpoint is, and
@@ -86,7 +82,8 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     """Trains; see `EPILOG` for the status."""
-    from stylecrafter_jax.processes import leads, several
+    from stylecrafter_jax.commands.several import losing_none
+    from stylecrafter_jax.processes import leads
     from stylecrafter_jax.programs import keep_on_disk
     from stylecrafter_jax.train.experiment import load_experiment, override
     from stylecrafter_jax.train.loop import train
@@ -106,7 +103,7 @@ def _train(args: argparse.Namespace) -> int:
     experiment = override(load_experiment(args.config), args.settings)
     if args.resume or args.replay is not None:
         read_run(args.out)
-    try:
+    with losing_none():
         if args.replay is not None:
             found = replay(experiment, args.out, args.replay)
             if leads():
@@ -115,10 +112,6 @@ def _train(args: argparse.Namespace) -> int:
         outcome = train(
             experiment, args.out, progress=not args.quiet, profile=span, wandb=args.wandb
         )
-    except RuntimeError as error:
-        if not several():
-            raise
-        _leave(error)
     if outcome.finished:
         if leads():
             print(args.out)
@@ -129,19 +122,7 @@ def _train(args: argparse.Namespace) -> int:
             "to go on",
             file=sys.stderr,
         )
-    return EXIT_STOPPED
-
-
-def _leave(error: Exception) -> NoReturn:
-    """Ends this process, which has lost another, without waiting for that one."""
-    reason = str(error).strip().splitlines()[0]
-    print(
-        f"stylecrafter: another process of the run is gone; run all again to go on: {reason:.200}",
-        file=sys.stderr,
-    )
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(EXIT_LOST)
+    return statuses.STOPPED
 
 
 def _merge(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stylecrafter_jax.checkpoints.bundle import is_bundle
+from stylecrafter_jax.commands import statuses
 from stylecrafter_jax.commands import train as command
 from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.config_json import to_dict
@@ -61,7 +62,7 @@ def test_settings_reach_the_run(run, config, tmp_path, monkeypatch, capsys):
 
 def test_a_stop_has_its_own_status(run, config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop, "train", lambda *args, **kwargs: Outcome(2, False))
-    assert run("train", config, "--out", tmp_path / "run") == command.EXIT_STOPPED == 3
+    assert run("train", config, "--out", tmp_path / "run") == statuses.STOPPED == 3
     assert "stopped after step 2 of 3" in capsys.readouterr().err
 
 
