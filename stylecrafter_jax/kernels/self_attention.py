@@ -4,7 +4,6 @@
 JAX's flash attention for TPU, `cudnn` cuDNN's for NVIDIA GPUs. None takes them for long sequences.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -62,8 +61,9 @@ def attention(
         raise NotImplementedError(f"{taken} attention does not cover {missing}")
     if mask is not None or cut:
         return RUN[taken](q, k, v, mask)
-    whole = functools.partial(RUN[taken], mask=None)
-    return over_rows(whole, (q, k, v), queries=queries, heads=q.shape[2])
+    return over_rows(
+        lambda q, k, v: RUN[taken](q, k, v, None), (q, k, v), queries=queries, heads=q.shape[2]
+    )
 
 
 def _missing(

@@ -67,6 +67,14 @@ def test_others_platforms_kernels_say_so(impl):
         attention(q, q, q, impl=impl)
 
 
+def test_long_sequences_are_flash_attention_on_a_tpu(monkeypatch):
+    monkeypatch.setattr(self_attention, "target", lambda: "tpu")
+    long, short = normal(0, 2, 640, 4, 64), normal(0, 2, 160, 4, 64)
+    # A function of its own each time, so that JAX traces it anew.
+    flash, plain = (str(jax.make_jaxpr(lambda x: attention(x, x, x))(x)) for x in (long, short))
+    assert "pallas_call" in flash and "pallas_call" not in plain
+
+
 @pytest.mark.parametrize(
     ("shape", "keys"),
     [((3, 40, 4, 8), 40), ((2, 90, 3, 8), 70), ((1, 97, 2, 8), 60), ((2, 60, 1, 16), 500)],
