@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Shaped
 # The mesh axes that a batch is split over, outermost first.
 BATCH_AXES = ("data", "fsdp")
 FRAMES, TENSOR = "frames", "tensor"
+ROW_AXES = (*BATCH_AXES, FRAMES)  # over which the frames of all videos are split
 _ANY = PartitionSpec.UNCONSTRAINED
 
 
@@ -33,12 +34,12 @@ def _open(axes: Sequence[str]) -> tuple[str, ...]:
 
 def devices_in_use() -> int:
     """Returns over how many devices of the mesh in use work is split, or may be."""
-    return _size(*BATCH_AXES, FRAMES, TENSOR)
+    return _size(*ROW_AXES, TENSOR)
 
 
 def devices_of_rows() -> int:
     """Returns over how many devices the frames of all videos of a batch are split."""
-    return _size(*BATCH_AXES, FRAMES)
+    return _size(*ROW_AXES)
 
 
 def split_videos() -> int:
@@ -46,9 +47,22 @@ def split_videos() -> int:
     return _size(FRAMES)
 
 
-def split_heads() -> str | None:
-    """Returns what keeps a kernel from having all heads of its rows; None if nothing does."""
-    return "heads on several devices" if _size(TENSOR) > 1 else None
+def heads_of_a_device(heads: int) -> int:
+    """Returns how many of so many heads a device works on: its part if their number is even."""
+    return heads if heads % _size(TENSOR) else heads // _size(TENSOR)
+
+
+def split_heads(heads: int | None = None) -> str | None:
+    """Returns what keeps a kernel from working on its heads; None if nothing does.
+
+    Args:
+        heads: of a kernel that can do with some of them; None wants all.
+    """
+    if _size(TENSOR) == 1:
+        return None
+    if heads is None:
+        return "heads on several devices"
+    return f"{heads} heads on {_size(TENSOR)} devices" if heads % _size(TENSOR) else None
 
 
 def uneven(rows: int, queries: int | None = None) -> str | None:
@@ -58,7 +72,7 @@ def uneven(rows: int, queries: int | None = None) -> str | None:
         rows: of a batch; of its frames too, unless these are among the queries.
         queries: of each row, where these are those of all frames, one frame after the other.
     """
-    axes = (*BATCH_AXES, FRAMES) if queries is None else BATCH_AXES
+    axes = ROW_AXES if queries is None else BATCH_AXES
     if rows % _size(*axes):
         return f"{rows} rows on {_size(*axes)} devices"
     if queries is not None and queries % _size(FRAMES):
@@ -84,16 +98,16 @@ def over_rows(
         shared: arrays, or trees of them, that every device has whole.
         queries: the first array holds the queries of all frames of a row along axis 1, and so does
             the result: frames are split there, not along the rows.
-        heads: of the arrays by row, along axis 2; they are split if their number is even.
+        heads: of the arrays by row, along axis 2, alone or merged with their channels; they are
+            split if their number is even.
     """
     if devices_in_use() == 1:
         return function(*by_row, *shared)
     mesh = jax.sharding.get_abstract_mesh()
-    rows = _open(BATCH_AXES) if queries else _open((*BATCH_AXES, FRAMES))
+    rows = _open(BATCH_AXES if queries else ROW_AXES)
     if not rows:  # each device is at its own rows already
         return function(*by_row, *shared)
-    tensor = _size(TENSOR)
-    by_head = (TENSOR,) if tensor > 1 and heads is not None and heads % tensor == 0 else ()
+    by_head = (TENSOR,) if heads is not None and heads_of_a_device(heads) < heads else ()
     first = PartitionSpec(rows, FRAMES if queries and _open((FRAMES,)) else None, *by_head)
     others = PartitionSpec(rows, None, *by_head) if by_head else PartitionSpec(rows)
     specs = (first, *[others] * (len(by_row) - 1), *[PartitionSpec()] * len(shared))
@@ -112,7 +126,16 @@ def split_frames(x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def over_frames(function: Callable[..., Array], x: Any, *shared: Array) -> Shaped[Array, "b f ..."]:
+def own_channels(x: Shaped[Array, "*batch c"]) -> Shaped[Array, "*batch c"]:
+    """Has the devices of `tensor` hold their own of the last axis, if its size is even."""
+    if heads_of_a_device(x.shape[-1]) == x.shape[-1]:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*[_ANY] * (x.ndim - 1), TENSOR))
+
+
+def over_frames(
+    function: Callable[..., Array], x: Any, *shared: Array, heads: int | None = None
+) -> Shaped[Array, "b f ..."]:
     """Returns `function(x, *shared)`, computed by each device for its own frames.
 
     Rows and frames that are both split make no axis that XLA could split, so whatever merges them
@@ -122,18 +145,25 @@ def over_frames(function: Callable[..., Array], x: Any, *shared: Array) -> Shape
         function: of videos, no frame of which it mixes with another.
         x: an array of videos ("b f ..."), or a tree of such arrays.
         *shared: arrays that every device has whole, but for what `tensor` splits.
+        heads: merged in the last axis of the videos and of the result; if their number is even, the
+            devices of `tensor` each have their own, and otherwise all of them. Nothing is then left
+            to XLA, as Mosaic wants it, not even an axis of one device. None leaves it `tensor`.
     """
-    (b, f), axes = jax.tree.leaves(x)[0].shape[:2], (*BATCH_AXES, FRAMES)
+    b, f = jax.tree.leaves(x)[0].shape[:2]
     if _size(FRAMES) == 1 or b % _size(*BATCH_AXES) or f % _size(FRAMES):
         return function(x, *shared)
-    own = PartitionSpec(_open(BATCH_AXES), FRAMES)
+    own, axes = PartitionSpec(_open(BATCH_AXES), FRAMES), _open(ROW_AXES)
+    if heads is not None:
+        axes = _open((*ROW_AXES, TENSOR))
+        if heads_of_a_device(heads) < heads:
+            own = PartitionSpec(_open(BATCH_AXES), FRAMES, None, TENSOR)
     mesh = jax.sharding.get_abstract_mesh()
     split = jax.shard_map(
         function,
         mesh=mesh,
         in_specs=(own, *[PartitionSpec()] * len(shared)),
         out_specs=own,
-        axis_names=set(_open(axes)),
+        axis_names=set(axes),
         check_vma=False,
     )
     return split(x, *shared)

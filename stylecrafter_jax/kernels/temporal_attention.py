@@ -35,7 +35,7 @@ from stylecrafter_jax.kernels.dispatch import (
     width_of_head,
 )
 from stylecrafter_jax.kernels.lanes import LANES
-from stylecrafter_jax.kernels.sharded import over_rows, split_heads, uneven
+from stylecrafter_jax.kernels.sharded import heads_of_a_device, over_rows, split_heads, uneven
 from stylecrafter_jax.kernels.temporal_attention_sizes import Sizes
 
 FRAMES = 64
@@ -71,12 +71,13 @@ def temporal_attention(
     missing = not_covered(q.dtype, width_of_head(q.shape[2], heads))
     if q.shape[1] > FRAMES:
         missing = missing or f"{q.shape[1]} frames"
-    missing = missing or uneven(q.shape[0]) or split_heads()
+    missing = missing or uneven(q.shape[0]) or split_heads(heads)
     taken = chosen(impl, fastest=fastest(), missing=missing)
     by_row, tables = (q, k, v), (table_k, table_v)
     if taken == "pallas":
-        kernel = functools.partial(fused, heads=heads, platform=body_platform())
-        return over_rows(kernel, by_row, tables)
+        own = heads_of_a_device(heads)
+        kernel = functools.partial(fused, heads=own, platform=body_platform())
+        return over_rows(kernel, by_row, tables, heads=heads)
     return (reference if taken == "reference" else xla)(*by_row, *tables, heads=heads)
 
 

@@ -33,10 +33,11 @@ class SelfAttention(nn.Module, kw_only=True):
             return nn.Dense(inner, use_bias=False, dtype=self.dtype, name=name)(x)
 
         def attend(qkv):
-            rows = (rearrange(y, "b f n (m e) -> (b f) n m e", m=self.heads) for y in qkv)
+            rows = (rearrange(y, "b f n (m e) -> (b f) n m e", e=self.head_dim) for y in qkv)
             return rearrange(attention(*rows), "(b f) n m e -> b f n (m e)", b=len(qkv[0]))
 
-        out = over_frames(attend, (project("to_q"), project("to_k"), project("to_v")))
+        qkv = (project("to_q"), project("to_k"), project("to_v"))
+        out = over_frames(attend, qkv, heads=self.heads)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out.0")(out)
 
 
@@ -75,16 +76,17 @@ class TemporalAttention(nn.Module, kw_only=True):
         if mask is not None:
             arrays.append(jnp.broadcast_to(mask, (*x.shape[:2], *mask.shape[2:])))
         attend = functools.partial(self.attend, alone=context is None)
-        out = over_frames(attend, arrays, *tables)
+        out = over_frames(attend, arrays, *tables, heads=self.heads if mask is None else None)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out.0")(out)
 
     def attend(self, arrays: Sequence[Array], *tables: Array, alone: bool) -> Array:
         """Returns the attention of queries to keys and values, with a mask as a fourth array."""
         q, k, v, *masks = (rearrange(y, "b n ... -> (b n) ...") for y in arrays)
         if tables and alone and not masks:
-            out = temporal_attention(q, k, v, *tables, heads=self.heads, impl=self.impl)
+            heads = q.shape[-1] // self.head_dim
+            out = temporal_attention(q, k, v, *tables, heads=heads, impl=self.impl)
         else:
-            own = [rearrange(y, "r f (m e) -> r f m e", m=self.heads) for y in (q, k, v)]
+            own = [rearrange(y, "r f (m e) -> r f m e", e=self.head_dim) for y in (q, k, v)]
             mask = masks[0] if masks else None
             attend = functools.partial(relative_attention if tables else attention, mask=mask)
             out = attend(*own, *tables)
