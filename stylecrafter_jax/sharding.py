@@ -35,12 +35,12 @@ Layout = Literal["rows", "weights", "whole"]
 
 # Parameter name -> how its last axes are split; the first match wins. What enters an attention or a
 # feed-forward has its outputs split over `tensor`, what leaves it its inputs, so that the channels
-# between blocks are whole on every device.
+# between blocks are whole on every device. A gated feed-forward's first kernel has two halves side
+# by side, and a device needs its part of both, which no split of their row is: it is whole there.
 _IN, _OUT = ("fsdp", TENSOR), (TENSOR, "fsdp")
 RULES = (
     (r"/to_[qkv](_style)?/kernel$", _IN),
     (r"/to_out\.0/kernel$", _OUT),
-    (r"/ff/net\.0\.proj/kernel$", _IN),
     (r"/ff/net\.2/kernel$", _OUT),
     (r"/self_attn/[qkv]_proj/kernel$", _IN),
     (r"/self_attn/out_proj/kernel$", _OUT),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from stylecrafter_jax.kernels.cache import in_parts, parts
 from stylecrafter_jax.kernels.dispatch import Implementation
-from stylecrafter_jax.kernels.sharded import over_positions
+from stylecrafter_jax.kernels.sharded import over_positions, own_channels, split_heads
 from stylecrafter_jax.models.attention import (
     ContextKV,
     DualCrossAttention,
@@ -48,13 +48,13 @@ class GEGLU(nn.Module, kw_only=True):
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
         c = x.shape[-1]
         layers = (
-            nn.Dense(8 * c, dtype=self.dtype, name="net.0.proj"),
+            _Halves(features=8 * c, dtype=self.dtype, name="net.0.proj"),
             nn.Dense(c, dtype=self.dtype, name="net.2"),
         )
 
         def feed(layers, rows):
             first, last = layers
-            hidden, gate = jnp.split(first(rows), 2, axis=-1)
+            hidden, gate = first(rows)
             return last(hidden * nn.gelu(gate, approximate=False))
 
         if parts(x.size // c, 4 * 8 * c) == 1 or self.is_initializing():
@@ -63,6 +63,33 @@ class GEGLU(nn.Module, kw_only=True):
         layers = [functools.partial(y.clone(parent=None).apply, y.variables) for y in layers]
         rows = rearrange(x, "... c -> (...) c")
         return in_parts(functools.partial(feed, layers), 4 * 8 * c, rows).reshape(x.shape)
+
+
+class _Halves(nn.Module, kw_only=True):
+    """A dense layer whose outputs are two halves.
+
+    Where devices share the channels each makes its own of both halves, by a product for each: as
+    one product's, they would lie side by side on other devices.
+    """
+
+    features: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch c"]) -> Sequence[Float[Array, "*batch k"]]:
+        size = (x.shape[-1], self.features)
+        kernel = jnp.asarray(self.param("kernel", nn.initializers.lecun_normal(), size))
+        bias = jnp.asarray(self.param("bias", nn.initializers.zeros, size[1:]))
+        x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
+
+        def product(kernel, bias):
+            return x @ kernel + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+
+        if split_heads() is None:
+            return jnp.split(product(kernel, bias), 2, axis=-1)
+        kernel = own_channels(rearrange(kernel, "c (p k) -> p c k", p=2))
+        bias = own_channels(rearrange(bias, "(p k) -> p k", p=2))
+        return [product(*half) for half in zip(kernel, bias, strict=True)]
 
 
 class SpatialBlock(nn.Module, kw_only=True):
