@@ -38,7 +38,8 @@ def encode_frames(
         return jnp.concatenate([mean, jnp.exp(0.5 * logvar)], axis=-1)
 
     rows = rearrange(pixels, "b f h w c -> (b f) h w c")
-    mean, deviation = np.split(_by_chunks(moments, rows, chunk), 2, axis=-1)
+    found = _by_chunks(moments, rows, min(chunk, len(rows)))
+    mean, deviation = np.split(found, 2, axis=-1)
     if noise is not None:
         mean = mean + deviation * rearrange(noise, "b f y x z -> (b f) y x z")
     return rearrange(scale_factor * mean, "(b f) y x z -> b f y x z", b=batch)
@@ -76,7 +77,6 @@ def decode_frames(
 
 
 def _by_chunks(function: Callable[[Array], Array], rows: np.ndarray, chunk: int) -> np.ndarray:
-    chunk = min(chunk, len(rows))
     results = []
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]

@@ -1,7 +1,6 @@
 """Prompt and style images in, frames out."""
 
 import contextlib
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from stylecrafter_jax.config import ModelConfig
 from stylecrafter_jax.denoiser import Condition
 from stylecrafter_jax.diffusion.samplers import noise_to_start
 from stylecrafter_jax.diffusion.schedules import make_schedule
-from stylecrafter_jax.kernels.sharded import devices_of_rows, over_rows
+from stylecrafter_jax.kernels.sharded import devices_of_rows
 from stylecrafter_jax.media.images import clip_pixels, load_style_image
 from stylecrafter_jax.media.video import to_uint8
 from stylecrafter_jax.models.networks import Networks, networks, parameter_shapes
@@ -30,7 +29,14 @@ from stylecrafter_jax.options import Options, Resolved
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.programs import Programs
 from stylecrafter_jax.request import Request, StyleImage, check_requests, reference_weights
-from stylecrafter_jax.sampling import CARRY, first_noise, latent_shape, make_sampling
+from stylecrafter_jax.sampling import (
+    CARRY,
+    decoder,
+    first_noise,
+    frames_at_a_time,
+    latent_shape,
+    make_sampling,
+)
 from stylecrafter_jax.sharding import on_mesh, on_one_device, put_weights
 from stylecrafter_jax.tokenizer import Tokenizer
 
@@ -263,7 +269,8 @@ class StyleCrafter:
         args, last = (unet, given, keys), sampling.plan.steps
         which = (options.program_key(), start is None)
         # It traces the UNet to know what a step remembers: once, as a program.
-        carry = self.programs.run(("begin", *which), sampling.begin, unet, given, x)
+        begin = ("begin", *which)
+        carry = self.programs.run(begin, sampling.begin, unet, given, x, whole=False)
         key = ("sample", *which)
         limits = (np.int32(0), np.int32(last))
         program = self.programs.get(key, sampling.advance, *args, carry, *limits, donate=(CARRY,))
@@ -285,16 +292,14 @@ class StyleCrafter:
         vae = self._part("vae")
         with on_mesh(self.mesh):
             devices = devices_of_rows()
-        own = min(options.decode_chunk, math.ceil(latents.shape[0] * latents.shape[1] / devices))
-
-        def decode(vae, z):
-            return over_rows(lambda z, vae: self.networks.vae_decode(vae, z), (z,), (vae,))
+        frames = latents.shape[0] * latents.shape[1]
+        decode = decoder(self.networks)
 
         def decode_rows(z):
             if self.mesh is None:
                 return self.programs.run("decode", decode, vae, z)
             with on_mesh(self.mesh):
-                pixels = self.programs.run("decode", decode, vae, np.asarray(z))
+                pixels = self.programs.run("decode", decode, vae, np.asarray(z), whole=False)
             return on_one_device(pixels)
 
         return decode_frames(
@@ -302,7 +307,7 @@ class StyleCrafter:
             latents if self.mesh is None else on_one_device(latents),
             scale_factor=self.config.vae.scale_factor,
             factor=self.config.vae.downsampling,
-            chunk=own * devices,
+            chunk=frames_at_a_time(frames, options.decode_chunk, devices),
             tile=options.decode_tile,
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
 # JAX's own setting, which goes before ours.
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -58,34 +59,75 @@ class Programs:
         function: Callable[..., Any],
         *args: Any,
         donate: tuple[int, ...] = (),
+        whole: bool = True,
     ) -> Callable[..., Any]:
-        """Returns `function` compiled for `args`.
+        """Returns `function` compiled for `args`; on a mesh, see `jitted`.
 
         Args:
             key: tells this function from others; functions of one key must compute the same.
             function: a pure function of arrays; what it closes over must be named in `key`.
             *args: trees of arrays.
             donate: numbers of the arguments whose memory the results may take.
+            whole: on a mesh, its results are whole on every device.
         """
         leaves, structure = jax.tree.flatten(args)
         kinds = tuple((leaf.shape, str(leaf.dtype), _placement(leaf)) for leaf in leaves)
         signature = (key, structure, kinds)
         if signature not in self._compiled:
             start = time.perf_counter()
-            self._compiled[signature] = self._compile(function, args, donate)
+            self._compiled[signature] = self._compile(function, args, donate, whole)
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[signature]
 
-    def _compile(self, function, args: tuple[Any, ...], donate: tuple[int, ...]):
-        settings: dict[str, Any] = {"donate_argnums": donate}
-        mesh = jax.sharding.get_abstract_mesh()
-        if donate and not mesh.empty:  # what takes an argument's place lies where that lay
-            settings["out_shardings"] = jax.tree.map(lambda x: x.sharding, args[donate[0]])
-        return jax.jit(function, **settings).lower(*args).compile(self._options)
+    def _compile(self, function, args: tuple[Any, ...], donate: tuple[int, ...], whole: bool):
+        lowered = jitted(function, args, donate=donate, whole=whole).lower(*args)
+        return lowered.compile(self._options)
 
-    def run(self, key: Hashable, function: Callable[..., Any], *args: Any) -> Any:
+    def run(
+        self, key: Hashable, function: Callable[..., Any], *args: Any, whole: bool = True
+    ) -> Any:
         """Returns `function(*args)`, compiled; see `get`."""
-        return self.get(key, function, *args)(*args)
+        return self.get(key, function, *args, whole=whole)(*args)
+
+
+def jitted(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    *,
+    donate: tuple[int, ...] = (),
+    whole: bool = True,
+) -> Any:
+    """Returns `function` under `jax.jit`, what enters and leaves it laid on the mesh in use.
+
+    Nothing is left to XLA there, so that what one program returns suits the next one, and a plan
+    knows how it lies: arguments lie as they are committed, or else whole on every device; what
+    takes a donated argument's place lies as that did.
+
+    Args:
+        function: a pure function of arrays.
+        args: trees of arrays, or of abstract ones that say how they lie.
+        donate: numbers of the arguments whose memory the results may take.
+        whole: results are whole on every device; otherwise as the function itself lays them.
+    """
+    settings: dict[str, Any] = {"donate_argnums": donate}
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return jax.jit(function, **settings)
+
+    def lies(leaf: Any) -> Any:
+        own = getattr(leaf, "sharding", None) if _abstract(leaf) else _placement(leaf)
+        return PartitionSpec() if own is None else own
+
+    settings["in_shardings"] = jax.tree.map(lies, args)
+    if donate:
+        settings["out_shardings"] = jax.tree.map(lies, args[donate[0]])
+    elif whole:
+        settings["out_shardings"] = PartitionSpec()
+    return jax.jit(function, **settings)
+
+
+def _abstract(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def _placement(leaf: Any) -> jax.sharding.Sharding | None:

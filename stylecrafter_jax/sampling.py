@@ -1,5 +1,6 @@
 """Sampling as pure functions of arrays: what is done once before the steps, and the steps."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,8 +13,10 @@ from stylecrafter_jax.diffusion import solvers
 from stylecrafter_jax.diffusion.samplers import Plan, advance_with_memory, make_plan
 from stylecrafter_jax.diffusion.schedules import NoiseSchedule
 from stylecrafter_jax.diffusion.solvers import State
+from stylecrafter_jax.kernels.sharded import over_rows
 from stylecrafter_jax.models.networks import Networks
 from stylecrafter_jax.options import Resolved
+from stylecrafter_jax.sharding import stay
 
 Carry = tuple[State, Any]
 CARRY = 3  # the argument of `advance` that may be donated
@@ -67,7 +70,7 @@ def make_sampling(
     denoiser = make_denoiser(networks, schedule, options, styled=styled, blocks=blocks)
 
     def begin(unet, given: Prepared, x) -> Carry:
-        return solvers.start(x), denoiser.memory(unet, given, x)
+        return stay((solvers.start(x), denoiser.memory(unet, given, x)), "videos")
 
     def advance(unet, given: Prepared, keys, carry: Carry, first, stop) -> Carry:
         state, memory = carry
@@ -83,6 +86,20 @@ def latent_shape(config: ModelConfig, options: Resolved) -> tuple[int, int, int,
     factor = config.vae.downsampling
     height, width = options.height // factor, options.width // factor
     return options.frames, height, width, config.unet.in_channels
+
+
+def decoder(networks: Networks) -> Callable[..., Array]:
+    """Returns (autoencoder parameters, latents) -> pixels, on each device of its own frames."""
+
+    def vae_decode(vae, z):
+        return over_rows(lambda z, vae: networks.vae_decode(vae, z), (z,), (vae,))
+
+    return vae_decode
+
+
+def frames_at_a_time(frames: int, most: int, devices: int) -> int:
+    """Returns how many of so many frames are decoded together, each device at most `most`."""
+    return min(most, math.ceil(frames / devices)) * devices
 
 
 def first_noise(keys: Array, shape: tuple[int, ...]) -> Float[Array, "b ..."]:

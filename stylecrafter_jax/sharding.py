@@ -30,8 +30,9 @@ from stylecrafter_jax.kernels.sharded import BATCH_AXES, FRAMES, TENSOR
 AXES = (*BATCH_AXES, FRAMES, TENSOR)
 # Smaller arrays are held whole on every device: gathering them costs more than they weigh.
 SMALLEST_SPLIT = 2**16
-# How an argument lies on a mesh: its rows split, as weights, or whole on every device.
-Layout = Literal["rows", "weights", "whole"]
+# How a tree of arrays lies on a mesh: rows split; rows and frames split, where their numbers are
+# even; as weights; or whole on every device.
+Layout = Literal["rows", "videos", "weights", "whole"]
 
 # Parameter name -> how its last axes are split; the first match wins. What enters an attention or a
 # feed-forward has its outputs split over `tensor`, what leaves it its inputs, so that the channels
@@ -202,6 +203,16 @@ def weight_specs(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
+def _dividing(
+    mesh: Mesh | AbstractMesh, axes: tuple[str, ...], size: int
+) -> str | tuple[str, ...] | None:
+    """Returns the axes that split a side of an array evenly, written as XLA writes them."""
+    splitting = [axis for axis in axes if mesh.shape[axis] > 1]
+    if not splitting or size % math.prod(mesh.shape[axis] for axis in splitting):
+        return None
+    return tuple(splitting) if len(splitting) > 1 else splitting[0]
+
+
 def put_weights(tree: Any, mesh: Mesh | None) -> Any:
     """Returns a tree of weights, or of an optimizer's state, on a mesh; None is one device.
 
@@ -220,20 +231,28 @@ def put_weights(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(put, tree, weight_specs(mesh, tree))
 
 
-def stay_split(tree: Any) -> Any:
-    """Has a tree of weights leave a program as `put_weights` put it, on the mesh in use."""
+def stay(tree: Any, layout: Layout) -> Any:
+    """Has a tree of arrays lie so on the mesh in use; weights as `put_weights` puts them."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return tree
-    return jax.tree.map(jax.lax.with_sharding_constraint, tree, weight_specs(mesh, tree))
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, specs(mesh, tree, layout))
 
 
-def stay_whole(tree: Any) -> Any:
-    """Has a tree of arrays leave a program whole on every device of the mesh in use."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return tree
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
+def specs(mesh: Mesh | AbstractMesh, tree: Any, layout: Layout) -> Any:
+    """Returns how every array of a tree is split."""
+    if layout == "weights":
+        return weight_specs(mesh, tree)
+
+    def spec(x: Any) -> PartitionSpec:
+        if layout == "whole":
+            return PartitionSpec()
+        if layout == "rows":
+            return PartitionSpec(BATCH_AXES)
+        sides = zip((BATCH_AXES, (FRAMES,)), x.shape[:2], strict=True)
+        return PartitionSpec(*(_dividing(mesh, axes, size) for axes, size in sides))
+
+    return jax.tree.map(spec, tree)
 
 
 @functools.cache
@@ -271,10 +290,23 @@ def placed(tree: Any, layout: Layout, mesh: Mesh) -> Any:
         own = one if mesh.size == 1 else NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own)
 
-    if layout == "weights":
-        return jax.tree.map(place, tree, weight_specs(mesh, tree))
-    spec = PartitionSpec(BATCH_AXES) if layout == "rows" else PartitionSpec()
-    return jax.tree.map(lambda x: place(x, spec), tree)
+    return jax.tree.map(place, tree, specs(mesh, tree, layout))
+
+
+def sizes_of(mesh: Mapping[str, int]) -> AbstractMesh:
+    """Returns a mesh of such sizes on devices that need not be here; axes may be left out."""
+    sizes = tuple(mesh.get(axis, 1) for axis in AXES)
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def bytes_on_a_device(tree: Any, mesh: Mesh | AbstractMesh) -> int:
+    """Returns what one device holds of a tree of weights, abstract or not."""
+
+    def held(x: Any, spec: PartitionSpec) -> int:
+        parts = math.prod(mesh.shape[axis] for axis in spec if axis is not None)
+        return x.size * x.dtype.itemsize // parts
+
+    return sum(jax.tree.leaves(jax.tree.map(held, tree, weight_specs(mesh, tree))))
 
 
 def axes_of(mesh: Mesh) -> Mapping[str, int]:

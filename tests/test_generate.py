@@ -282,8 +282,16 @@ def test_bfloat16_weights_and_compute_stay_near_float32(small_bundle, make, styl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [{"frames": 4}, {"data": 2, "frames": 2}, {"fsdp": 2}])
-def test_devices_that_work_together_make_what_one_makes(small_bundle, small_model, sizes):
+@pytest.mark.parametrize(
+    ("sizes", "changes"),
+    [
+        ({"frames": 4}, {}),
+        ({"data": 2, "frames": 2}, {"cache_interval": 2}),
+        ({"fsdp": 2}, {}),
+        ({"frames": 4}, {"image": True}),  # one frame for each of two pictures
+    ],
+)
+def test_devices_that_work_together_make_what_one_makes(small_bundle, small_model, sizes, changes):
     if jax.device_count() < 4:
         pytest.skip("four devices are not here")
     sizes = dict(sizes)
@@ -292,7 +300,7 @@ def test_devices_that_work_together_make_what_one_makes(small_bundle, small_mode
     model = StyleCrafter.load(small_bundle, mesh=mesh)
     model.programs = Programs({"xla_backend_optimization_level": 0})
     style = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    settings = {"steps": 3, "progress": lambda done, steps: None}
+    settings = {"steps": 3, "progress": lambda done, steps: None, **changes}
     wanted = small_model(["a thing", "another"], style, **settings)
     found = model(["a thing", "another"], style, **settings)
     # Rounding may put a value on the other side of a half.

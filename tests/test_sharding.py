@@ -89,29 +89,49 @@ def test_loss_gradients_and_output_are_those_of_one_device(name):
         )
 
 
+# What each kind of layer sends. Frames change places with positions and come back, and the norm
+# over all frames adds up mean and variance. Of heads and channels, each product that takes split
+# ones adds up its results: a residual block's second convolution, the way out of an attention and
+# of a feed-forward; and so do mean and variance of the style's norm, which runs over all heads.
+OVER_FRAMES = {"temporal": {"all-to-all": 2, "all-reduce": 2}}
+OVER_HEADS = {
+    "res": {"all-reduce": 1},
+    "spatial": {"all-reduce": 3 + 2},
+    "temporal": {"all-reduce": 3},
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "wanted"),
+    ("sizes", "laws"),
     [
-        ("data", set()),
-        ("fsdp", {"all-gather"}),  # of weights
-        ("frames", {"all-to-all", "all-reduce"}),
+        ({}, []),
+        ({"frames": 4}, [OVER_FRAMES]),
+        ({"tensor": 2}, [OVER_HEADS]),
+        ({"frames": 2, "tensor": 2}, [OVER_FRAMES, OVER_HEADS]),
     ],
 )
-def test_messages_are_those_that_are_meant_and_no_others(name, wanted):
+def test_messages_are_those_that_are_meant_and_no_others(sizes, laws):
+    wanted = collections.Counter()
+    for layer in unet_plan(SMALL.unet).layers:
+        for law in laws:
+            wanted.update(law.get(layer.kind, {}))
+    assert sent(sizes) == wanted
+
+
+def test_messages_of_split_weights_gather_them():
+    assert set(sent({"fsdp": 8})) == {"all-gather"}
+
+
+def sent(sizes):
+    """Returns how many messages of each kind a forward pass of the UNet sends."""
     params, batch, _ = problem()
 
     def run(params, batch):
         own = (batch[key] for key in ("x", "t", "text", "style"))
         return networks(SMALL).unet(params, *own, mode="video")
 
-    mesh = make_mesh(np.array(jax.devices()[:8]), **MESHES[name])
-    program, _ = compiled(mesh, run, params, batch)
-    found = collections.Counter(re.findall(COLLECTIVES, program.as_text()))
-    assert set(found) == wanted
-    if name == "frames":
-        temporal = sum(layer.kind == "temporal" for layer in unet_plan(SMALL.unet).layers)
-        # To positions and back; and mean and variance of the norm that runs over all frames.
-        assert found == {"all-to-all": 2 * temporal, "all-reduce": 2 * temporal}
+    program, _ = compiled(make_mesh(np.array(jax.devices()[:8]), **sizes), run, params, batch)
+    return collections.Counter(re.findall(COLLECTIVES, program.as_text()))
 
 
 def test_every_rule_matches_a_parameter_of_the_full_size_model_and_none_is_forgotten():
@@ -129,6 +149,32 @@ def test_every_rule_matches_a_parameter_of_the_full_size_model_and_none_is_forgo
         for name, shape in shapes.items()
     )
     assert held < 0.5 * whole  # fsdp alone would make it a half
+
+
+def test_what_a_device_holds_is_known_before_it_is_there():
+    rng = np.random.default_rng(0)
+    names = ("a/to_q/kernel", "a/to_out.0/kernel", "a/conv/kernel", "a/norm/scale")
+    sizes = ((64, 64), (64, 63), (3, 3, 16, 64), (64,))
+    tree = {n: rng.standard_normal(s, np.float32) for n, s in zip(names, sizes, strict=True)}
+    axes = {"fsdp": 2, "tensor": 2}
+    there = put_weights(tree, make_mesh(np.array(jax.devices()[:8]), **axes))
+    held = sum(x.addressable_shards[0].data.nbytes for x in there.values())
+    assert sharding.bytes_on_a_device(tree, sharding.sizes_of({"data": 2, **axes})) == held
+
+
+def test_videos_have_rows_and_frames_split_where_their_numbers_are_even():
+    mesh = make_mesh(np.array(jax.devices()[:8]), fsdp=2, frames=2)
+    videos = [jnp.zeros((rows, frames, 2, 2, 1)) for rows, frames in ((4, 4), (3, 4), (4, 3))]
+    rows = ("data", "fsdp")
+    wanted = [PartitionSpec(*sides) for sides in ((rows, "frames"), (None, "frames"), (rows, None))]
+    assert sharding.specs(mesh, videos, "videos") == wanted
+    with jax.set_mesh(mesh):
+        stay = jax.jit(lambda x: sharding.stay(x, "videos"))
+        found = [
+            x.sharding.is_equivalent_to(NamedSharding(mesh, spec), 5)
+            for x, spec in zip(stay(videos), wanted, strict=True)
+        ]
+    assert all(found)
 
 
 def test_moments_lie_as_their_parameters():

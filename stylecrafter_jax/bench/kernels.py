@@ -13,6 +13,7 @@ from stylecrafter_jax.kernels.dual_attention import dual_attention
 from stylecrafter_jax.kernels.self_attention import attention
 from stylecrafter_jax.kernels.temporal_attention import temporal_attention
 from stylecrafter_jax.plan.tasks import Program
+from stylecrafter_jax.programs import jitted
 
 TEXT, STYLE = 77, 8  # tokens
 BRANCHES = 3
@@ -51,7 +52,8 @@ def kernel_programs(
         for name, function, args in _cases(frames, size, heads, head_dim, impl, jnp.dtype(dtype)):
             label = f"{name} {size[0]}x{size[1]}, {heads} heads of {head_dim}"
             run = with_gradients(function) if gradients else function
-            programs.append(Program(label, jax.jit(run), args, ("rows",) * len(args), 1.0))
+            make = functools.partial(jitted, run)
+            programs.append(Program(label, make, args, ("rows",) * len(args), 1.0))
     return programs
 
 

@@ -20,7 +20,7 @@ def runnable(program: Program, label: str = "") -> Runnable:
         label: put after its name.
     """
     args = [filled(arg) for arg in program.args]
-    traced = program.jitted.trace(*args)
+    traced = program.make(tuple(args)).trace(*args)
     work = count(traced.jaxpr.jaxpr)
     begun = time.perf_counter()
     compiled = traced.lower().compile()

@@ -8,13 +8,14 @@ import jax
 
 from stylecrafter_jax import embedded
 from stylecrafter_jax.checkpoints.bundle import load_bundle
+from stylecrafter_jax.commands.arguments import read_mesh
 from stylecrafter_jax.commands.generate import make_options
 from stylecrafter_jax.generate import default_dtype
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.plan.tasks import generation
-from stylecrafter_jax.plan.topology import devices, parse
+from stylecrafter_jax.plan.topology import mesh_axes, mesh_of, parse
 from stylecrafter_jax.programs import keep_on_disk
-from stylecrafter_jax.sharding import make_mesh, on_mesh
+from stylecrafter_jax.sharding import on_mesh, parse_mesh
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,8 +23,14 @@ def run(args: argparse.Namespace) -> int:
     folder = keep_on_disk()
     config, params = load_bundle(args.bundle or embedded.BUNDLE, expected=parameter_shapes)
     shapes = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in params.items()}
-    mesh = None if args.topology is None else make_mesh(devices(parse(args.topology))[:1])
-    usual = default_dtype() if mesh is None else "bfloat16"
+    if args.topology is None:
+        mesh = read_mesh(args.mesh)
+        axes = None if mesh is None else mesh.shape
+    else:
+        topology = parse(args.topology)
+        axes = None if args.mesh is None else mesh_axes(topology, parse_mesh(args.mesh))
+        mesh = mesh_of(topology, axes)
+    usual = default_dtype() if args.topology is None else "bfloat16"
     task = generation(
         config,
         make_options(args, config),
@@ -33,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         styled=not args.no_style,
         params=shapes,
         parted=False,
+        axes=axes,
     )
     for program in task.programs:
         begun = time.perf_counter()

@@ -9,11 +9,11 @@ from stylecrafter_jax.checkpoints.bundle import read_config
 from stylecrafter_jax.commands.convert import read_model
 from stylecrafter_jax.commands.generate import make_options
 from stylecrafter_jax.config import ConfigError, ModelConfig
-from stylecrafter_jax.kernels.sharded import BATCH_AXES
 from stylecrafter_jax.plan import report
 from stylecrafter_jax.plan.compiled import QUICK
+from stylecrafter_jax.plan.table import table
 from stylecrafter_jax.plan.tasks import Task, generation, training
-from stylecrafter_jax.plan.topology import TopologyError, parse
+from stylecrafter_jax.plan.topology import Topology, mesh_axes, parse
 from stylecrafter_jax.sharding import parse_mesh
 from stylecrafter_jax.train.experiment import Experiment, load_experiment, override
 
@@ -28,10 +28,11 @@ def run(args: argparse.Namespace) -> int:
     config = _model(args, experiment)
     if args.price is not None and args.price < 0:
         raise ValueError(f"--price must be at least 0, got {args.price:g}")
+    axes = _axes(args, experiment, topology)
     plan = report.make_plan(
-        _task(args, experiment, config),
+        _task(args, experiment, config, axes),
         topology,
-        fsdp=_fsdp(args.mesh, topology.count),
+        axes=axes,
         compiler_options=None if args.full_effort else QUICK,
         compiling=not args.no_compile,
         progress=lambda name: _note(f"{topology.name}: {name} ...", args),
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(plan.to_json(args.price), indent=1))
     else:
-        print("\n".join(report.table(plan, args.price)))
+        print("\n".join(table(plan, args.price)))
     return 0 if plan.fits else EXIT_DOES_NOT_FIT
 
 
@@ -64,7 +65,12 @@ def _model(args: argparse.Namespace, experiment: Experiment | None) -> ModelConf
     return ModelConfig()
 
 
-def _task(args: argparse.Namespace, experiment: Experiment | None, config: ModelConfig) -> Task:
+def _task(
+    args: argparse.Namespace,
+    experiment: Experiment | None,
+    config: ModelConfig,
+    axes: dict[str, int] | None,
+) -> Task:
     name = args.task or ("generate" if experiment is None else experiment.stage)
     if name == "generate":
         options = make_options(args, config)
@@ -75,6 +81,7 @@ def _task(args: argparse.Namespace, experiment: Experiment | None, config: Model
             dtype=args.dtype or "bfloat16",
             param_dtype=args.param_dtype or "bfloat16",
             styled=not args.no_style,
+            axes=axes,
         )
     if experiment is None:
         raise ConfigError(f"--task {name} needs the run's config: --config configs/{name}_*.py")
@@ -83,20 +90,14 @@ def _task(args: argparse.Namespace, experiment: Experiment | None, config: Model
     return training(experiment, config)
 
 
-def _fsdp(mesh: str | None, chips: int) -> int:
-    """Returns the size of the axis fsdp of a mesh such as "data=4,fsdp=4"; data may be left out."""
-    if mesh is None:
-        return 1
-    try:
-        sizes = parse_mesh(mesh)
-    except ValueError:
-        sizes = None
-    if sizes is None or not sizes.keys() <= set(BATCH_AXES):
-        raise TopologyError(f"--mesh wants data=N,fsdp=N, got {mesh!r}")
-    fsdp = sizes.get("fsdp", 1)
-    if chips % fsdp or sizes.get("data", chips // fsdp) * fsdp != chips:
-        raise TopologyError(f"--mesh {mesh} does not make {chips} chips")
-    return fsdp
+def _axes(
+    args: argparse.Namespace, experiment: Experiment | None, topology: Topology
+) -> dict[str, int] | None:
+    """Returns the mesh of all chips; None where each of them generates for itself."""
+    trains = experiment is not None and args.task != "generate"
+    if args.mesh is None and not trains:
+        return None
+    return mesh_axes(topology, {} if args.mesh is None else parse_mesh(args.mesh))
 
 
 def _note(line: str, args: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from stylecrafter_jax.commands.arguments import add_sampling, add_size, add_speed
+from stylecrafter_jax.commands.arguments import add_mesh, add_sampling, add_size, add_speed
 
 
 def add_parser(commands) -> None:
@@ -42,7 +42,11 @@ def _add_plan(commands) -> None:
     add("--task", metavar="NAME", help="generate, stage1, stage2 (the config's; else generate)")
     _add_experiment(parser)
     add("--bundle", type=Path, metavar="DIR", help="the model (the config's, the released one)")
-    add("--mesh", metavar="AXES", help="such as data=4,fsdp=4 (every chip has all weights)")
+    add(
+        "--mesh",
+        metavar="AXES",
+        help="such as data=2,frames=4 (training data; else each chip alone)",
+    )
     add("--price", type=float, metavar="X", help="of a chip for an hour")
     add("--json", action="store_true", help="one JSON object")
     add("--no-compile", action="store_true", help="count for TPU as well: seconds, not minutes")
@@ -64,7 +68,8 @@ def _add_compile(commands) -> None:
     )
     add = parser.add_argument
     add("--bundle", type=Path, metavar="DIR", help="the model (the embedded demo model)")
-    add("--topology", metavar="CHIP:1x1", help="for a TPU that is not here, such as v5e:1x1")
+    add("--topology", metavar="CHIP:SIZE", help="for a TPU that is not here, such as v5e:1x1")
+    add_mesh(parser)
     _add_generation(parser)
     parser.set_defaults(run=_compile)
 

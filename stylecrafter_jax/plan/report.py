@@ -1,19 +1,18 @@
-"""What a task takes on a topology: from its programs' figures to a table and one JSON object."""
+"""What a task takes on a topology: from its programs' figures to one JSON object."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from stylecrafter_jax.plan.chips import GIB
 from stylecrafter_jax.plan.compiled import Figures, OutOfMemory, compile_figures
 from stylecrafter_jax.plan.count import by_scope, count
 from stylecrafter_jax.plan.tasks import Program, Task
-from stylecrafter_jax.plan.topology import Topology, devices, parse
-from stylecrafter_jax.sharding import make_mesh
+from stylecrafter_jax.plan.topology import Topology, mesh_of
+from stylecrafter_jax.sharding import AXES, bytes_on_a_device, sizes_of
 
 # What a chip's own software keeps for itself of the memory on the data sheet: 16 GiB become 15.75.
 KEPT = 0.984
@@ -63,14 +62,14 @@ class Plan:
     Attributes:
         task: see `tasks`.
         topology: see `topology`.
-        fsdp: chips that share one copy of the weights.
+        axes: of the mesh of chips that do the task together, all four with their sizes.
         parts: see above.
         wanted: bytes that the compiler could not place, where it gave up.
     """
 
     task: Task
     topology: Topology
-    fsdp: int
+    axes: dict[str, int]
     parts: list[Part]
     wanted: float | None = None
 
@@ -104,8 +103,13 @@ class Plan:
 
     @property
     def copies(self) -> int:
-        """How many chips do the task each for itself; training shares one."""
-        return 1 if self.task.trains else self.topology.count
+        """How many meshes of chips do the task, each for itself."""
+        return self.topology.count // math.prod(self.axes.values())
+
+    @property
+    def weights_and_state(self) -> int:
+        """Bytes that one chip holds of both."""
+        return held_bytes(self.task, self.axes)
 
     def to_json(self, price: float | None) -> dict[str, Any]:
         """Returns everything as one JSON object; figures are per chip and per unit of the task."""
@@ -118,10 +122,12 @@ class Plan:
             "rows": self.task.rows,
             "topology": self.topology.name,
             "chips": self.topology.count,
-            "mesh": {"data": self.topology.count // self.fsdp, "fsdp": self.fsdp},
+            "mesh": self.axes,
+            "copies": self.copies,
             "compiled": all(part.figures is not None for part in self.parts),
             "weights_bytes": sum(self.task.held.values()),
-            "state_bytes": self.task.state,
+            "state_bytes": self.task.state_bytes,
+            "held_bytes": self.weights_and_state,
             "activation_bytes": max((p.figures.temporary if p.figures else 0) for p in self.parts),
             "hbm_peak_bytes": self.peak,
             "hbm_bytes": chip.hbm_bytes,
@@ -160,7 +166,7 @@ def make_plan(
     task: Task,
     topology: Topology,
     *,
-    fsdp: int = 1,
+    axes: Mapping[str, int] | None = None,
     compiler_options: dict[str, Any] | None = None,
     compiling: bool = True,
     progress: Callable[[str], None] = lambda _: None,
@@ -174,7 +180,8 @@ def make_plan(
     Args:
         task: what to do.
         topology: where.
-        fsdp: chips that share one copy of the weights, when training.
+        axes: of the mesh of chips that do the task together, see `mesh_axes`; those of a task of
+            generation its own. None is one chip, and the others do the same.
         compiler_options: what the compiler is told.
         compiling: False counts for TPU as well.
         progress: told what is being compiled.
@@ -185,29 +192,34 @@ def make_plan(
     """
     parts: list[Part] = []
     wanted = mesh = None
-    chips, fsdp = (topology.count, fsdp) if task.trains else (1, 1)
+    axes = {axis: (axes or {}).get(axis, 1) for axis in AXES}
+    chips = math.prod(axes.values())
     if compiling and topology.chip.kind == "tpu":
-        mesh = make_mesh(devices(topology)[:chips], fsdp=fsdp)
+        mesh = mesh_of(topology, axes)
     for program in task.programs:
         progress(program.name)
         if mesh is not None:
             try:
-                parts.append(_compiled(program, task, mesh, compiler_options))
+                parts.append(_compiled(program, task, mesh, axes, compiler_options))
                 continue
             except OutOfMemory as error:
                 wanted = max(wanted or 0.0, error.wanted or 1.001 * topology.chip.hbm_bytes)
-        shared = (sum(task.held.values()) + task.state) / fsdp
-        parts.append(_counted(program, task, chips, shared))
-    return Plan(
-        task=task,
-        topology=topology,
-        fsdp=fsdp,
-        parts=parts,
-        wanted=wanted,
-    )
+        parts.append(_counted(program, task, chips, float(held_bytes(task, axes))))
+    return Plan(task=task, topology=topology, axes=axes, parts=parts, wanted=wanted)
 
 
-def _compiled(program: Program, task: Task, mesh: Mesh, options: dict[str, Any] | None) -> Part:
+def held_bytes(task: Task, axes: Mapping[str, int]) -> int:
+    """Returns the bytes of weights and state on one chip of a mesh of such sizes."""
+    return bytes_on_a_device((task.weights, task.state), sizes_of(axes))
+
+
+def _compiled(
+    program: Program,
+    task: Task,
+    mesh: Mesh,
+    axes: Mapping[str, int],
+    options: dict[str, Any] | None,
+) -> Part:
     """Returns a program's figures on a mesh; what else is held while it runs is in its peak."""
     with jax.set_mesh(mesh):
         traced = program.traced(mesh)
@@ -224,7 +236,7 @@ def _compiled(program: Program, task: Task, mesh: Mesh, options: dict[str, Any] 
         bytes=times * figures.bytes_accessed * turns,
         collectives={kind: times * size for kind, size in figures.collectives.items()},
         estimate=None if figures.estimate is None else times * turns * figures.estimate,
-        peak=figures.peak + _elsewhere(program, task),
+        peak=figures.peak + _elsewhere(program, task, axes),
         figures=figures,
         flops_by_part=_by_part(traced, task, times / mesh.size),
     )
@@ -248,12 +260,13 @@ def _summed(amounts: Iterable[dict[str, float]]) -> dict[str, float]:
     return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 
-def _elsewhere(program: Program, task: Task) -> float:
+def _elsewhere(program: Program, task: Task, axes: Mapping[str, int]) -> float:
     """Returns the bytes of weights that are held while a program runs that is not given them."""
     if task.trains:
         return 0.0
-    given = {name.split("/")[0] for arg in program.args if isinstance(arg, dict) for name in arg}
-    return float(sum(size for part, size in task.held.items() if part not in given))
+    given = {name for arg in program.args if isinstance(arg, dict) for name in arg}
+    others = {name: value for name, value in task.weights.items() if name not in given}
+    return float(bytes_on_a_device(others, sizes_of(axes)))
 
 
 def _counted(program: Program, task: Task, chips: int, weights: float) -> Part:
@@ -270,100 +283,3 @@ def _counted(program: Program, task: Task, chips: int, weights: float) -> Part:
         figures=None,
         flops_by_part=_by_part(traced, task, times / chips),
     )
-
-
-def _several(task: Task) -> str:
-    rows = f"{task.rows} {task.row}" + ("" if task.rows == 1 else "s")
-    return f"{rows} a {task.unit}" if task.trains else f"{rows} at a time"
-
-
-def _shares(values: dict[str, Any]) -> list[str]:
-    """Returns the lines of what operations, and the compiler's cycles and bytes, are for."""
-    columns = {"operations": "flops", "cycles": "cycles", "bytes": "bytes"}
-    found = {title: values[f"{name}_by_part"] for title, name in columns.items()}
-    found = {title: amounts for title, amounts in found.items() if amounts}
-    lines = [f"    {'share of':30}" + "".join(f" {title:>10}" for title in found)]
-    for name in found.get("cycles") or found["operations"]:
-        shares = (amounts.get(name, 0.0) / sum(amounts.values()) for amounts in found.values())
-        lines.append(f"    {name:30}" + "".join(f" {share:10.1%}" for share in shares))
-    return lines
-
-
-def smallest(plan: Plan) -> str | None:
-    """Returns the smallest slice of the same kind of chip, and the mesh on it, that should fit.
-
-    Activations shrink with the rows a chip has, weights and state with the chips that share them.
-    None if no slice fits, or nothing was compiled.
-    """
-    figures = [part.figures for part in plan.parts if part.figures is not None]
-    chip, task = plan.topology.chip, plan.task
-    if not figures:
-        return None
-    if not task.trains:
-        one = parse(f"{chip.name}:{chip.sizes[0]}")
-        return f"{one.name}, one {task.row} or more at a time" if plan.fits else None
-    code = max(f.code for f in figures)
-    moving = max(f.temporary + f.results for f in figures) * plan.topology.count
-    weights = float(sum(task.held.values()) + task.state)
-    for topology, fsdp in _slices(chip.name, chip.sizes):
-        if task.rows % topology.count:
-            continue
-        if code + moving / topology.count + weights / fsdp <= KEPT * chip.hbm_bytes:
-            return f"{topology.name}, data={topology.count // fsdp} fsdp={fsdp}"
-    return None
-
-
-def _slices(chip: str, sizes: tuple[str, ...]) -> Iterator[tuple[Topology, int]]:
-    for size in sizes:
-        topology = parse(f"{chip}:{size}")
-        for power in range(int(math.log2(topology.count)) + 1):
-            yield topology, 2**power
-
-
-def table(plan: Plan, price: float | None) -> list[str]:
-    """Returns the lines that a user reads."""
-    values, chip = plan.to_json(price), plan.topology.chip
-    verdict = "fits" if plan.fits else "DOES NOT FIT"
-    weights = ", ".join(f"{part} {size / GIB:.2f}" for part, size in plan.task.held.items())
-    lines = [
-        f"{plan.task.name} on {plan.topology.name}: {plan.topology.count} x {chip.name}, "
-        f"data={values['mesh']['data']} fsdp={plan.fsdp}, {_several(plan.task)}"
-        + (" on each chip" if plan.copies > 1 else ""),
-        f"  weights, whole     {sum(plan.task.held.values()) / GIB:9.2f} GiB  ({weights})",
-    ]
-    if plan.task.state:
-        lines.append(f"  trained, average, optimizer, whole {plan.task.state / GIB:9.2f} GiB")
-    lines += [
-        f"  peak memory        {plan.peak / GIB:9.2f} GiB of {chip.hbm_bytes / GIB:.2f}: {verdict}",
-        f"  per chip and {plan.task.unit}:",
-        f"    {'program':30} {'times':>7} {'peak GiB':>9} {'TFLOP':>9} {'GB moved':>9} "
-        f"{'GB sent':>8} {'seconds at least':>17}",
-    ]
-    for part in plan.parts:
-        bounds = plan.bounds(part)
-        slowest = max(bounds, key=lambda name: bounds[name])
-        lines.append(
-            f"    {part.name:30} {part.times:7g} {part.peak / GIB:9.2f} {part.flops / 1e12:9.2f} "
-            f"{part.bytes / 1e9:9.1f} {sum(part.collectives.values()) / 1e9:8.2f} "
-            f"{bounds[slowest]:10.3f} {slowest}"
-        )
-    lines += _shares(values)
-    lines.append(
-        f"  at the roofline    {plan.seconds:9.3f} s, {100 * values['mfu_bound']:.0f} % of the "
-        f"chip's operations; {plan.rows_per_hour:.0f} {plan.task.row}s an hour"
-    )
-    if values["compiler_seconds"] is not None:
-        lines.append(f"  compiler's estimate {values['compiler_seconds']:8.3f} s")
-    if values["collective_bytes"]:
-        kinds = values["collective_bytes_by_kind"].items()
-        sent = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in kinds)
-        lines.append(f"  messages, GB       {sent}")
-    if price is not None:
-        cost = values[f"price_per_1000_{plan.task.row}s"]
-        lines.append(f"  price at the roofline, per 1,000 {plan.task.row}s: {cost:.2f}")
-    if not values["compiled"]:
-        lines.append("  counted, not compiled: activations are not in the peak")
-    advice = smallest(plan)
-    if advice is not None:
-        lines.append(f"  smallest that should fit: {advice}")
-    return lines

@@ -3,7 +3,9 @@
 No weights are read: a plan needs their shapes alone.
 """
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,7 @@ from stylecrafter_jax.config import ModelConfig
 from stylecrafter_jax.denoiser import Blocks, Condition
 from stylecrafter_jax.diffusion.schedules import make_schedule
 from stylecrafter_jax.kernels.dispatch import Implementation
+from stylecrafter_jax.kernels.sharded import ROW_AXES
 from stylecrafter_jax.media.images import STYLE_SIDE, clip_pixels
 from stylecrafter_jax.models.networks import networks, parameter_shapes
 from stylecrafter_jax.models.unet_video import Mode
@@ -25,7 +28,14 @@ from stylecrafter_jax.options import Resolved
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.plan.count import count
 from stylecrafter_jax.plan.parts import part_label
-from stylecrafter_jax.sampling import CARRY, latent_shape, make_sampling
+from stylecrafter_jax.programs import jitted
+from stylecrafter_jax.sampling import (
+    CARRY,
+    decoder,
+    frames_at_a_time,
+    latent_shape,
+    make_sampling,
+)
 from stylecrafter_jax.sharding import Layout, placed
 from stylecrafter_jax.train.experiment import Experiment
 from stylecrafter_jax.train.goals import make_loss
@@ -40,7 +50,7 @@ class Program(NamedTuple):
 
     Attributes:
         name: what it does.
-        jitted: the function.
+        make: its arguments, abstract or not -> the function under `jax.jit`.
         args: its arguments, trees of abstract arrays.
         layouts: how each of them lies.
         times: how often it runs for one unit of the task.
@@ -49,7 +59,7 @@ class Program(NamedTuple):
     """
 
     name: str
-    jitted: Callable[..., Any]
+    make: Callable[[tuple[Any, ...]], Any]
     args: tuple[Any, ...]
     layouts: tuple[Layout, ...]
     times: float
@@ -58,10 +68,11 @@ class Program(NamedTuple):
 
     def traced(self, mesh: Mesh | None = None) -> Any:
         """Returns the program traced, for a mesh whose `jax.set_mesh` the caller is in."""
-        if mesh is None:
-            return self.jitted.trace(*self.args)
-        laid = zip(self.args, self.layouts, strict=True)
-        return self.jitted.trace(*(placed(arg, layout, mesh) for arg, layout in laid))
+        args = self.args
+        if mesh is not None:
+            laid = zip(args, self.layouts, strict=True)
+            args = tuple(placed(arg, layout, mesh) for arg, layout in laid)
+        return self.make(args).trace(*args)
 
 
 class Task(NamedTuple):
@@ -70,11 +81,11 @@ class Task(NamedTuple):
     Attributes:
         name: such as "generate".
         unit: what all programs make together: a "pass" of a batch, a "step".
-        rows: videos or examples of a unit, on one device when generating, on all when training.
+        rows: videos or examples of a unit, on all devices of a mesh together.
         row: what a row is: "video", "picture".
         programs: see above.
-        held: bytes of weights by part, held on a device while the programs run, before sharding.
-        state: bytes of what training updates: weights, their average, the optimizer's.
+        weights: that a mesh holds while the programs run, those that are trained left out.
+        state: what training updates: weights, their average, the optimizer's; None when generating.
         label: what an operation is for; see `parts`.
     """
 
@@ -83,14 +94,27 @@ class Task(NamedTuple):
     rows: int
     row: str
     programs: list[Program]
-    held: dict[str, int]
-    state: int
+    weights: Params
+    state: Any
     label: Callable[[str], str]
 
     @property
     def trains(self) -> bool:
-        """Whether all chips do it together; else each does it for itself."""
-        return self.state > 0
+        """Whether all chips do it together; else as many as a batch is spread over."""
+        return self.state is not None
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Bytes of the weights by part, before sharding."""
+        held: dict[str, int] = {}
+        for name, value in self.weights.items():
+            held[part_of(name)] = held.get(part_of(name), 0) + _bytes(value)
+        return held
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state, before sharding."""
+        return sum(map(_bytes, jax.tree.leaves(self.state)))
 
     @property
     def flops(self) -> float:
@@ -109,8 +133,9 @@ def generation(
     impl: Implementation | None = None,
     params: Params | None = None,
     parted: bool = True,
+    axes: Mapping[str, int] | None = None,
 ) -> Task:
-    """Returns the task of generating a batch on one device, one reference each.
+    """Returns the task of generating a batch, one reference each.
 
     Args:
         config: the model.
@@ -123,6 +148,7 @@ def generation(
         params: shapes and types of all weights; None is float32.
         parted: steps of each kind as a program of their own, to tell what each costs; else all
             steps as the one program that generation compiles.
+        axes: of the mesh that a batch is spread over; None is one device.
     """
     nets = networks(config, jnp.dtype(dtype), impl=impl)
     schedule = make_schedule(config.schedule)
@@ -134,9 +160,16 @@ def generation(
     sampling = make_sampling(nets, schedule, options, styled=styled)
     programs: list[Program] = []
 
-    def add(name: str, function, *args, times: float = 1.0, donated: int | None = None) -> Any:
-        jitted = jax.jit(function, donate_argnums=donated)
-        programs.append(Program(name, jitted, args, ("whole",) * len(args), times, donated))
+    def add(
+        name: str, function, *args, times: float = 1.0, donated: int | None = None, whole=True
+    ) -> Any:
+        donate = () if donated is None else (donated,)
+        make = functools.partial(jitted, function, donate=donate, whole=whole)
+        layouts: list[Layout] = ["whole" for _ in args]
+        layouts[0] = "weights"
+        if donated is not None:
+            layouts[donated] = "videos"
+        programs.append(Program(name, make, args, tuple(layouts), times, donated))
         return jax.eval_shape(function, *args)
 
     ids = jax.ShapeDtypeStruct((batch + 1, config.clip.text.context_length), jnp.int32)
@@ -176,14 +209,15 @@ def generation(
         args = (unet, given, keys, carry, np.int32(0), np.int32(1))
         add(name, only.advance, *args, times=times, donated=CARRY)
     frames = batch * options.frames
-    chunk = min(options.decode_chunk, frames)
+    devices = math.prod((axes or {}).get(axis, 1) for axis in ROW_AXES)
+    chunk = frames_at_a_time(frames, options.decode_chunk, devices)
     z = jax.ShapeDtypeStruct((chunk, *x.shape[2:4], config.vae.embed_dim), jnp.float32)
-    add("decoder", nets.vae_decode, vae, z, times=float(-(-frames // chunk)))
-    held = _bytes_by_part(params)
+    add("decoder", decoder(nets), vae, z, times=float(-(-frames // chunk)), whole=False)
     if not styled:
-        held = {part: n for part, n in held.items() if part not in ("adapter", "image_encoder")}
+        unused = ("adapter", "image_encoder")
+        params = {name: value for name, value in params.items() if part_of(name) not in unused}
     row = "picture" if options.image else "video"
-    return Task("generate", "pass", batch, row, programs, held, 0, part_label(config.unet))
+    return Task("generate", "pass", batch, row, programs, params, None, part_label(config.unet))
 
 
 def training(experiment: Experiment, config: ModelConfig) -> Task:
@@ -206,7 +240,7 @@ def training(experiment: Experiment, config: ModelConfig) -> Task:
         for name, value in shapes.items()
         if name not in trainable
     }
-    held = _bytes_by_part(frozen)
+    held = dict(frozen)
     width = config.unet.context_dim
     length = config.clip.text.context_length
     frozen[EMPTY_TEXT] = jax.ShapeDtypeStruct((1, length, width), jnp.float32)
@@ -229,11 +263,11 @@ def training(experiment: Experiment, config: ModelConfig) -> Task:
         )
         args = (state, frozen, _batch(experiment, config, batch, frames), key)
         layouts: tuple[Layout, ...] = ("weights", "weights", "rows", "whole")
-        programs.append(Program(name, step, args, layouts, times, 0, lambda result: result[0]))
+        make = functools.partial(_same, step)
+        programs.append(Program(name, make, args, layouts, times, 0, lambda result: result[0]))
         rows += times * batch
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     label = part_label(config.unet)
-    return Task(experiment.stage, "step", round(rows), "example", programs, held, size, label)
+    return Task(experiment.stage, "step", round(rows), "example", programs, held, state, label)
 
 
 def _batch(experiment: Experiment, config: ModelConfig, rows: int, frames: int) -> Params:
@@ -252,11 +286,13 @@ def _batch(experiment: Experiment, config: ModelConfig, rows: int, frames: int) 
     }
 
 
-def _bytes_by_part(params: Params) -> dict[str, int]:
-    held: dict[str, int] = {}
-    for name, value in params.items():
-        held[part_of(name)] = held.get(part_of(name), 0) + value.size * value.dtype.itemsize
-    return held
+def _same(step: Any, args: tuple[Any, ...]) -> Any:
+    """Returns a step that is jitted already, for any arguments."""
+    return step
+
+
+def _bytes(x: Any) -> int:
+    return x.size * x.dtype.itemsize
 
 
 def _held(params: Params, dtype: DTypeLike | None) -> Params:

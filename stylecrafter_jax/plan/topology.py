@@ -3,13 +3,16 @@
 import importlib.util
 import math
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from stylecrafter_jax.plan.chips import CHIPS, Chip
+from stylecrafter_jax.sharding import AXES, make_mesh
 
 NO_LIBTPU = (
     "planning for TPU compiles with libtpu, which is not installed: "
@@ -54,6 +57,35 @@ def parse(name: str) -> Topology:
     if len(sides) not in dimensions:
         raise TopologyError(f"{kind} slices look like {_example(chip)}, got {name!r}")
     return Topology(f"{kind}:{size}", chip, math.prod(int(side) for side in sides))
+
+
+def mesh_axes(topology: Topology, given: Mapping[str, int]) -> dict[str, int]:
+    """Returns the sizes of a mesh of all chips; `data` takes those that the others leave.
+
+    Chips of a slice cannot be left out: libtpu compiles for one of them or for all.
+
+    Raises:
+        TopologyError: the chips are no such mesh.
+    """
+    axes = {axis: given.get(axis, 1) for axis in AXES}
+    chips = math.prod(axes.values())
+    if "data" not in given and topology.count % chips == 0:
+        return {**axes, "data": topology.count // chips}
+    if chips != topology.count:
+        named = ",".join(f"{axis}={size}" for axis, size in given.items())
+        raise TopologyError(f"--mesh {named} does not make {topology.count} chips")
+    return axes
+
+
+def mesh_of(topology: Topology, axes: Mapping[str, int] | None) -> Mesh:
+    """Returns chips of a TPU topology as a mesh of such sizes; one chip without them.
+
+    Raises:
+        TopologyError: see `devices`.
+    """
+    sizes = {} if axes is None else dict(axes)
+    data = sizes.pop("data", 1)
+    return make_mesh(devices(topology)[: data * math.prod(sizes.values())], **sizes)
 
 
 def _example(chip: Chip) -> str:

@@ -24,7 +24,7 @@ from stylecrafter_jax.files import write_text
 from stylecrafter_jax.media.video import contact_sheet, write_frames
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.processes import by_leader, together
-from stylecrafter_jax.sharding import on_mesh, put_weights, stay_whole
+from stylecrafter_jax.sharding import on_mesh, put_weights, stay
 from stylecrafter_jax.train import setup
 from stylecrafter_jax.train.experiment import Experiment, SampleConfig
 from stylecrafter_jax.train.feed import Feed, own_ledger
@@ -219,7 +219,7 @@ def _by_row(loss: Loss, trainable: Params, frozen: Params, batch: Batch, keys: A
         body, jax.tree.map(jnp.zeros_like, trainable), (batch, keys)
     )
     mean = {name: jnp.linalg.norm(jnp.ravel(x)) / len(losses) for name, x in total.items()}
-    return stay_whole((losses, norms, counts, mean))
+    return stay((losses, norms, counts, mean), "whole")
 
 
 def _found(

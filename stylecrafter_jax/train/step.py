@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Int, Key
 
 from stylecrafter_jax.params import Params
-from stylecrafter_jax.sharding import stay_split, stay_whole
+from stylecrafter_jax.sharding import stay
 
 # Where several processes train, a row of their batch for each group of devices: whether the process
 # goes on, wants to stop, or failed and has no batch.
@@ -108,9 +108,9 @@ def make_train_step(
             ema=_where(applied, ema, state.ema),
             opt_state=_where(applied, opt_state, state.opt_state),
         )
-        new = stay_split(new)
+        new = stay(new, "weights")
         measured = {"loss": value, "grad_norm": norm, "skipped": new.skipped}
-        return new, stay_whole({**measured, **said, **metrics})
+        return new, stay({**measured, **said, **metrics}, "whole")
 
     return train_step
 

@@ -17,7 +17,7 @@ def run(folder, *args):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cached", [[], ["--cache-interval", 2]])
+@pytest.mark.parametrize("cached", [[], ["--cache-interval", 2], ["--mesh", "frames=2"]])
 def test_what_is_compiled_ahead_is_not_compiled_again(tmp_path, small_bundle, style_files, cached):
     kept = tmp_path / "kept"
     shared = ["--bundle", small_bundle, "--steps", 3, "--sampler", "euler", *cached]

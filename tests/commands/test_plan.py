@@ -67,11 +67,27 @@ def test_training_is_planned_from_its_config(capsys, small_bundle):
     args = ("--config", "configs/stage1_t2i.py", "--bundle", small_bundle)
     plan = planned(capsys, "--topology", "h100:8", *args, "--mesh", "data=4,fsdp=2")
     assert (plan["task"], plan["unit"], plan["rows"]) == ("stage1", "step", 256)
-    assert plan["mesh"] == {"data": 4, "fsdp": 2} and plan["state_bytes"] > 0
-    assert plan["hbm_peak_bytes"] == (plan["weights_bytes"] + plan["state_bytes"]) / 2
+    assert plan["mesh"] == {"data": 4, "fsdp": 2, "frames": 1, "tensor": 1}
+    # Nothing was compiled: a chip holds half of what is split, and small arrays whole.
+    whole = plan["weights_bytes"] + plan["state_bytes"]
+    assert whole / 2 < plan["hbm_peak_bytes"] == plan["held_bytes"] < whole
     half = ("--set", "data.image_batch=128")
     less = planned(capsys, "--topology", "h100:8", *args, *half)
     assert less["flops"] == pytest.approx(plan["flops"] / 2, rel=0.05)
+
+
+def test_a_video_over_a_mesh_is_shared_by_its_chips(capsys, small):
+    alone = planned(capsys, "--topology", "h100:4", *small)
+    shared = planned(capsys, "--topology", "h100:4", *small, "--mesh", "frames=2,tensor=2")
+    assert (alone["copies"], shared["copies"]) == (4, 1)
+    assert shared["mesh"] == {"data": 1, "fsdp": 1, "frames": 2, "tensor": 2}
+    step, part = (
+        next(p for p in plan["programs"] if p["name"] == "step") for plan in (alone, shared)
+    )
+    assert part["flops"] == pytest.approx(step["flops"] / 4)
+    # `tensor` splits some of the weights, `frames` none.
+    assert shared["weights_bytes"] / 2 < shared["held_bytes"] < shared["weights_bytes"]
+    assert alone["held_bytes"] == alone["weights_bytes"]
 
 
 MISTAKES = {
@@ -92,9 +108,13 @@ MISTAKES = {
         ["--topology", "h200:8", "--mesh", "data=3"],
         "--mesh data=3 does not make 8 chips",
     ),
+    "mesh of training": (
+        ["--topology", "h200:8", "--config", "configs/stage1_t2i.py", "--mesh", "frames=3"],
+        "--mesh frames=3 does not make 8 chips",
+    ),
     "axis": (
         ["--topology", "h200:8", "--mesh", "model=8"],
-        "--mesh wants data=N,fsdp=N, got 'model=8'",
+        "a mesh is such as data=2,frames=4, of data, fsdp, frames, tensor; got 'model=8'",
     ),
     "price": (["--topology", "h200:8", "--price", "-1"], "--price must be at least 0, got -1"),
 }
@@ -135,3 +155,13 @@ def test_training_on_a_slice_is_compiled_with_its_messages(capsys, small_bundle)
     plan = planned(capsys, "--topology", "v5e:2x2", "--mesh", "fsdp=2", *args)
     assert plan["compiled"] and plan["collective_bytes_by_kind"]["all-reduce"] > 0
     assert plan["collective_bytes_by_kind"].get("all-gather", 0.0) > 0
+
+
+@pytest.mark.slow
+@with_libtpu
+def test_generation_on_a_slice_is_compiled_with_its_messages(capsys, small):
+    plan = planned(capsys, "--topology", "v5e:2x2", "--mesh", "frames=2,tensor=2", *small)
+    kinds = plan["collective_bytes_by_kind"]
+    # Frames change places with positions; sums over channels, and over frames, are added up.
+    assert plan["compiled"] and kinds["all-to-all"] > 0 and kinds["all-reduce"] > 0
+    assert plan["copies"] == 1 and plan["hbm_peak_bytes"] > plan["held_bytes"]

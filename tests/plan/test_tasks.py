@@ -1,5 +1,8 @@
 """The programs that a plan is made of are those that generation compiles."""
 
+import collections
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ from stylecrafter_jax.params import flatten
 from stylecrafter_jax.plan.tasks import generation
 from stylecrafter_jax.programs import Programs
 from stylecrafter_jax.request import Request
+from stylecrafter_jax.sharding import on_mesh, placed, run_mesh
+from tests.kernels.test_sharded import COLLECTIVES
 
 NAMES = {  # ours -> the programs of `StyleCrafter`
     "text encoder": "text",
@@ -22,22 +27,38 @@ NAMES = {  # ours -> the programs of `StyleCrafter`
 }
 
 
+MESHES = ({"data": 2, "frames": 2}, {"fsdp": 2, "tensor": 2})
+QUICK = {"xla_backend_optimization_level": 0}
+
+
 def kinds(args):
     return [(x.shape, str(x.dtype)) for x in jax.tree.leaves(args)]
+
+
+def lies(x):
+    """Returns where an array that goes into a program lies; None: whole on every device."""
+    return x.sharding if getattr(x, "committed", False) else None
+
+
+def messages(text):
+    return collections.Counter(re.findall(COLLECTIVES, text))
 
 
 class Recorded(Programs):
     """Programs that remember what they were given, and how often they were run."""
 
     def __init__(self):
-        super().__init__({"xla_backend_optimization_level": 0})
-        self.args, self.runs = {}, {}
+        super().__init__(QUICK)
+        self.args, self.runs, self.lies, self.texts = {}, {}, {}, {}
 
-    def get(self, key, function, *args, donate=()):
+    def get(self, key, function, *args, **settings):
         name = key if isinstance(key, str) else key[0]
         self.args.setdefault(name, kinds(args))
+        self.lies.setdefault(name, [lies(x) for x in jax.tree.leaves(args)])
         self.runs[name] = self.runs.get(name, 0) + 1
-        return super().get(key, function, *args, donate=donate)
+        program = super().get(key, function, *args, **settings)
+        self.texts.setdefault(name, program.as_text())
+        return program
 
 
 @pytest.mark.parametrize(
@@ -80,3 +101,42 @@ def test_an_unstyled_plan_needs_no_adapter(tiny_config):
     assert set(task.held) == {"unet", "vae", "text_encoder"}
     names = [program.name for program in task.programs]
     assert names == ["text encoder", "before the steps", "step", "decoder"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+def test_a_plan_over_a_mesh_is_of_the_programs_that_generate_there(small_bundle, style_files, axes):
+    if jax.device_count() < 4:
+        pytest.skip("four devices are not here")
+    sizes = {"data": 1, "fsdp": 1, **axes}
+    mesh = run_mesh(**sizes, rows=2)
+    model = StyleCrafter.load(small_bundle, mesh=mesh)
+    model.programs = recorded = Recorded()
+    options = Options(steps=3, sampler="euler", cache_interval=2, decode_chunk=1)
+    model.generate([Request("a", style_files[:1]), Request("b", style_files[1:2])], options)
+    task = generation(
+        model.config,
+        options.resolved(model.config),
+        batch=2,
+        dtype=np.float32,
+        param_dtype=np.float32,
+        parted=False,
+        axes=axes,
+    )
+    for program in task.programs:
+        name = {**NAMES, "steps": "sample"}[program.name]
+        assert kinds(program.args) == recorded.args[name], program.name
+        with on_mesh(mesh):
+            traced = program.traced(mesh)
+            planned = [
+                x.sharding
+                for arg, layout in zip(program.args, program.layouts, strict=True)
+                for x in jax.tree.leaves(placed(arg, layout, mesh))
+            ]
+            found = traced.lower().compile(QUICK).as_text()
+        for (shape, _), own, wanted in zip(
+            kinds(program.args), recorded.lies[name], planned, strict=True
+        ):
+            whole = own is None and wanted.is_fully_replicated
+            assert whole or wanted.is_equivalent_to(own, len(shape)), (program.name, shape)
+        assert messages(found) == messages(recorded.texts[name]), program.name

@@ -1,7 +1,7 @@
 import pytest
 
 from stylecrafter_jax.plan.chips import CHIPS
-from stylecrafter_jax.plan.topology import TopologyError, parse
+from stylecrafter_jax.plan.topology import TopologyError, mesh_axes, parse
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,16 @@ def test_a_topology_is_a_chip_and_how_many(name, chip, count):
 def test_a_wrong_topology_is_named(name, message):
     with pytest.raises(TopologyError, match="^" + message.replace("(", r"\(")):
         parse(name)
+
+
+def test_a_mesh_is_of_all_chips():
+    pod = parse("v5e:4x8")
+    assert mesh_axes(pod, {}) == {"data": 32, "fsdp": 1, "frames": 1, "tensor": 1}
+    given = {"fsdp": 4, "frames": 2, "tensor": 2}
+    assert mesh_axes(pod, given) == {"data": 2, **given}
+    for wrong in ({"frames": 3}, {"data": 4, "fsdp": 4}):
+        with pytest.raises(TopologyError, match=r"^--mesh .* does not make 32 chips$"):
+            mesh_axes(pod, wrong)
 
 
 def test_every_size_that_can_be_rented_is_a_topology():
