@@ -93,6 +93,7 @@ def train(
         by_leader(lambda: claim(run, experiment, parts.start.manifest))
         together(lambda: _check_shared(run))
         store = Store(run / CHECKPOINTS, keep_last=settings.keep_last, keep_best=settings.keep_best)
+        stack.callback(lambda: leads() and store.sweep())
         stack.callback(store.close)
         by_leader(store.sweep)
         mesh, tx = parts.mesh, parts.tx

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylecrafter_jax.checkpoints.store import Store
+from stylecrafter_jax.checkpoints.store import TORN, Store
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError
 from tests.limits import largest_file
 
@@ -90,4 +90,18 @@ def test_a_disk_that_is_full_is_one_line_and_loses_nothing(make_store):
     assert "\n" not in message and ": File too large; the earlier ones are intact" in message
     again = make_store()
     assert again.latest() == 1
+    np.testing.assert_array_equal(again.restore(state(0.0)).state.weights["a/b"], [1.0] * 3)
+
+
+def test_what_a_killed_save_left_is_removed_and_nothing_else(make_store, tmp_path):
+    store = make_store()
+    store.save(1, state(1.0), {}, 0.5)
+    store.wait()
+    torn = tmp_path / "checkpoints" / f"2{TORN}" / "state"
+    torn.mkdir(parents=True)
+    (torn / "half").write_bytes(b"half")
+    again = make_store()
+    assert again.steps() == [1]
+    again.sweep()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
     np.testing.assert_array_equal(again.restore(state(0.0)).state.weights["a/b"], [1.0] * 3)
