@@ -81,7 +81,8 @@ def _cost(eqn: Any, loops: bool) -> Count:
     if name == "pallas_call" and eqn.params.get("cost_estimate") is not None:
         estimate = eqn.params["cost_estimate"]
         return Count(float(estimate.flops), float(estimate.bytes_accessed))
-    inner = [count(sub, loops=loops).times(n if loops else 1.0) for sub, n in _inner(eqn)]
+    once = name == "scan" and not loops  # what devices or a kernel's grid repeat is no loop
+    inner = [count(sub, loops=loops).times(1.0 if once else n) for sub, n in _inner(eqn)]
     if name == "pallas_call":
         return Count(_sum(iter(inner)).flops, _moved(eqn))
     if name == "cond":
