@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from stylecrafter_jax import sharding
 from stylecrafter_jax.cli import main
 from stylecrafter_jax.commands.plan import EXIT_DOES_NOT_FIT
 from stylecrafter_jax.plan import topology
@@ -76,7 +77,8 @@ def test_training_is_planned_from_its_config(capsys, small_bundle):
     assert less["flops"] == pytest.approx(plan["flops"] / 2, rel=0.05)
 
 
-def test_a_video_over_a_mesh_is_shared_by_its_chips(capsys, small):
+def test_a_video_over_a_mesh_is_shared_by_its_chips(capsys, monkeypatch, small):
+    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
     alone = planned(capsys, "--topology", "h100:4", *small)
     shared = planned(capsys, "--topology", "h100:4", *small, "--mesh", "frames=2,tensor=2")
     assert (alone["copies"], shared["copies"]) == (4, 1)
