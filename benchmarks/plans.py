@@ -21,14 +21,32 @@ from stylecrafter_jax.metrics.table import write_json
 OUT = Path(__file__).parent / "results" / "plans"
 ONE = {"v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1"}
 SIXTEEN = {"v5e": "v5e:4x4", "v5p": "v5p:2x2x4", "v6e": "v6e:4x4"}
+# A host's chips, and a slice that holds the paper's batch at once: its 256 pictures, or 8 clips of
+# which each four chips share one.
+EIGHT = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2"}
+LARGE = {"v5e": "v5e:4x8", "v5p": "v5p:2x4x4"}
+V5E = {"v5e": "v5e:4x8"}
 WHOLE = ["train.accumulate=1", "train.remat=full"]
-STAGE1 = ["--config", "configs/stage1_t2i.py", "--mesh", "fsdp=4", "--set", *WHOLE]
-STAGE2 = ["--config", "configs/stage2_t2v.py", "--mesh", "fsdp=4", "--set", *WHOLE]
+
+
+def stage(number: int, mesh: str, *settings: str) -> list[str]:
+    """Returns the options of a stage's plan."""
+    config = {1: "configs/stage1_t2i.py", 2: "configs/stage2_t2v.py"}[number]
+    return ["--config", config, "--mesh", mesh, "--set", *WHOLE, *settings]
+
+
+PAPER = ("data.video_batch=8", "data.image_batch=128")
 PLANS = {
     "generate": (ONE, []),
     "generate_fast": (ONE, ["--fast"]),
-    "stage1": (SIXTEEN, [*STAGE1, "data.image_batch=128"]),
-    "stage2": (SIXTEEN, [*STAGE2, "data.video_batch=16", "data.image_batch=256"]),
+    "stage1": (SIXTEEN, stage(1, "fsdp=4", "data.image_batch=128")),
+    "stage2": (SIXTEEN, stage(2, "fsdp=4", "data.video_batch=16", "data.image_batch=256")),
+    "generate_frames": (EIGHT, ["--mesh", "frames=8"]),
+    "generate_frames_tensor": (EIGHT, ["--mesh", "frames=4,tensor=2"]),
+    "generate_large": (V5E, ["--mesh", "frames=16,tensor=2"]),
+    "stage1_large": (LARGE, stage(1, "fsdp=4", "data.image_batch=256")),
+    "stage2_large": (LARGE, stage(2, "fsdp=4,frames=4", *PAPER)),
+    "stage2_all_axes": (V5E, stage(2, "fsdp=2,frames=4,tensor=2", *PAPER)),
 }
 GIB = 2.0**30
 
@@ -64,7 +82,7 @@ def plan(path: Path, arguments: list[str]) -> None:
 
 def table() -> str:
     """Returns all that is kept as Markdown."""
-    titles = ("plan", "chips", "peak GiB", "of", "TFLOP", "GB moved", "GB sent")
+    titles = ("plan", "chips", "mesh", "peak GiB", "of", "TFLOP", "GB moved", "GB sent")
     titles += ("at the roofline, s", "bound on use", "compiler's estimate, s", "CPU-s to compile")
     lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
     for name, (topologies, _) in PLANS.items():
@@ -81,6 +99,7 @@ def row(name: str, plan: dict[str, Any]) -> list[str]:
     return [
         name,
         plan["topology"],
+        " ".join(f"{axis} {n}" for axis, n in plan["mesh"].items() if n > 1) or "each alone",
         f"{plan['hbm_peak_bytes'] / GIB:.1f}" + ("" if plan["fits"] else ", does not fit"),
         f"{plan['hbm_bytes'] / GIB:.0f}",
         f"{plan['flops'] / 1e12:.1f}",
