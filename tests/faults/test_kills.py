@@ -28,8 +28,8 @@ def logged(run):
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(experiment, tmp_path):
     """Half of them when a save has begun, the others some random steps after the start."""
-    # Enough steps that twenty parts do not reach the end, and a save every other one.
-    some = changed(experiment, train__steps=4000, train__log_every=5, train__save_every=2)
+    # Enough steps that twenty parts do not reach the end.
+    some = changed(experiment, train__steps=1300, train__log_every=5, train__save_every=4)
     config = write_config(some, tmp_path / "config.py")
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     (ended,) = finish(launch(1, ["train", config, "--out", straight, "--quiet"], TOY="1"), 600)
