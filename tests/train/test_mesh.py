@@ -39,6 +39,7 @@ def on(experiment, data, fsdp, **settings):
     return changed(experiment, mesh={"data": data, "fsdp": fsdp}, **settings)
 
 
+@pytest.mark.slow
 def test_any_mesh_trains_as_one_device_and_goes_on_on_another(tmp_path, eight, toy):
     one, split, moved = (tmp_path / name for name in ("one", "split", "moved"))
     train(eight, one, progress=False)
