@@ -127,6 +127,24 @@ def run_mesh(
     return make_mesh(np.array(devices[:count]), fsdp=fsdp, frames=frames, tensor=tensor)
 
 
+def check_processes(mesh: Mesh, called: str) -> None:
+    """Refuses a mesh on which some process has no device.
+
+    Args:
+        mesh: the mesh.
+        called: what the user knows it by.
+
+    Raises:
+        ValueError: there is such a process.
+    """
+    held = {device.process_index for device in mesh.devices.flat}
+    if len(held) < jax.process_count():
+        raise ValueError(
+            f"{called} has devices of {len(held)} of {jax.process_count()} processes; "
+            "all must take part"
+        )
+
+
 def parse_mesh(text: str) -> dict[str, int]:
     """Returns the sizes of a mesh such as `data=2,frames=4`.
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -78,6 +79,14 @@ def launch(
         )
         for index in range(count)
     ]
+
+
+def wait(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Returns once a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.01)
 
 
 def finish(processes: Sequence[subprocess.Popen], seconds: float = 240) -> list[Ended]:

@@ -83,19 +83,14 @@ def read_mesh(text: str | None) -> Any:
     import jax
 
     from stylecrafter_jax.processes import several
-    from stylecrafter_jax.sharding import AXES, parse_mesh, run_mesh
+    from stylecrafter_jax.sharding import AXES, check_processes, parse_mesh, run_mesh
 
     if text is None and not several():
         return None
     sizes = {"data": jax.device_count()} if text is None else parse_mesh(text)
     data, fsdp, frames, tensor = (sizes.get(name, 1) for name in AXES)
     mesh = run_mesh(data, fsdp, frames, tensor, rows=data * fsdp)
-    held = {device.process_index for device in mesh.devices.flat}
-    if len(held) < jax.process_count():
-        raise ValueError(
-            f"--mesh {text} has devices of {len(held)} of {jax.process_count()} processes; "
-            "all must take part"
-        )
+    check_processes(mesh, f"--mesh {text}")
     return mesh
 
 

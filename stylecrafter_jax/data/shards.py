@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from stylecrafter_jax.data.records import DataError
-from stylecrafter_jax.files import whole, write_text
+from stylecrafter_jax.files import whole, write_json, write_text
 from stylecrafter_jax.foreign import JSONError, one_line, read_json
 
 REFUSED_FILE = "refused.jsonl"
@@ -263,8 +263,3 @@ def read_notes(path: Path) -> dict[str, Any]:
     if not isinstance(notes, dict):
         raise DataError(f"{path} is damaged: wanted an object, got {one_line(repr(notes))}")
     return notes
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON object, whole or not at all."""
-    write_text(path, json.dumps(values, ensure_ascii=False, indent=1) + "\n")

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from stylecrafter_jax.files import write_json
 from stylecrafter_jax.generate import StyleCrafter
 from stylecrafter_jax.judges.judging import Judges
 from stylecrafter_jax.media.video import contact_sheet, write_frames
 from stylecrafter_jax.metrics.bootstrap import mean_interval
 from stylecrafter_jax.metrics.clip_scores import ClipEmbedder, temporal_score
-from stylecrafter_jax.metrics.table import write_json
 from stylecrafter_jax.options import Resolved
 from stylecrafter_jax.request import Request
 from stylecrafter_jax.world.contents import CONTENTS

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stylecrafter_jax.files import write_json
 from stylecrafter_jax.metrics.bootstrap import (
     CONFIDENCE,
     RESAMPLES,
@@ -19,7 +20,7 @@ from stylecrafter_jax.metrics.bootstrap import (
     mean_interval,
 )
 from stylecrafter_jax.metrics.measures import Metric
-from stylecrafter_jax.metrics.table import write_json, write_markdown
+from stylecrafter_jax.metrics.table import write_markdown
 
 
 class Row(NamedTuple):

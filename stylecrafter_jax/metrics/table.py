@@ -1,7 +1,5 @@
-"""One table as Markdown, and values as strict JSON; each file is written whole or not at all."""
+"""One table as Markdown, written whole or not at all."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,23 +26,9 @@ def write_markdown(
     write_text(path, "\n".join(lines).rstrip("\n") + "\n")
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON that every reader takes: what is not finite becomes null."""
-    text = json.dumps(_strict(content), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
-
-
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _spelled(note: Any) -> str:
     return ", ".join(map(str, note)) if isinstance(note, list | tuple) else str(note)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -168,40 +168,28 @@ def _history(facts: Facts) -> Markup:
         for row in facts.events
     ]
     parts = [table(("time", "event", "step", "why"), events)] if events else []
-    parts.append(_skipped(facts.skipped))
-    parts.append(_spikes(facts.spikes))
-    parts.append(_refused(facts.refused))
+    skipped = "updates were not finite and were skipped; the weights stayed as they were."
+    spikes = "losses stood out; the median of the hundred before is beside them."
+    columns = ("source", "records")
+    parts += [
+        _batches(facts.skipped, ("loss", *columns), "No update was skipped.", skipped),
+        _batches(facts.spikes, ("loss", "median", *columns), "No loss stood out.", spikes),
+        _refused(facts.refused),
+    ]
     return joined(parts)
 
 
-def _skipped(rows: Sequence[Row]) -> Markup:
+def _batches(rows: Sequence[Row], keys: Sequence[str], none: str, some: str) -> Markup:
+    """Returns how many steps there are, and of the last ones what is to say of their batches."""
     if not rows:
-        return element("p", "No update was skipped.")
-    text = f"{len(rows)} updates were not finite and were skipped; the weights stayed as they were."
-    return joined(
-        [
-            element("p", text + _only(len(rows))),
-            _batches(rows, ("loss", "source", "records")),
-        ]
-    )
-
-
-def _spikes(rows: Sequence[Row]) -> Markup:
-    if not rows:
-        return element("p", "No loss stood out.")
-    text = f"{len(rows)} losses stood out; the median of the hundred before is beside them."
-    return joined(
-        [
-            element("p", text + _only(len(rows))),
-            _batches(rows, ("loss", "median", "source", "records")),
-        ]
-    )
-
-
-def _batches(rows: Sequence[Row], keys: Sequence[str]) -> Markup:
-    """Returns a table of the last steps of some, and what is to say of their batches."""
+        return element("p", none)
     cells = [[str(row["step"]), *(_listed(row.get(key)) for key in keys)] for row in rows]
-    return table(("step", *keys), cells[-LISTED:])
+    return joined(
+        [
+            element("p", f"{len(rows)} {some}{_only(len(rows))}"),
+            table(("step", *keys), cells[-LISTED:]),
+        ]
+    )
 
 
 def _refused(rows: Sequence[Row]) -> Markup:

@@ -5,7 +5,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -338,13 +338,19 @@ def override(experiment: Experiment, assignments: Sequence[str]) -> Experiment:
     return from_dict(Experiment, values)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Returns one line for each setting that differs between two experiments as dicts."""
+def differences(old: dict[str, Any], new: dict[str, Any], free: Collection[str] = ()) -> list[str]:
+    """Returns one line for each setting that differs between two experiments as dicts.
+
+    Args:
+        old: one of them.
+        new: the other.
+        free: names of settings, or of groups of them such as `mesh`, that may differ.
+    """
     before, after = leaves(old), leaves(new)
     return [
         f"{name} was {json.dumps(before.get(name))}, is now {json.dumps(after.get(name))}"
         for name in sorted({*before, *after})
-        if before.get(name) != after.get(name)
+        if before.get(name) != after.get(name) and not {name, name.split(".")[0]} & set(free)
     ]
 
 

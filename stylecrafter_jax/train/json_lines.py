@@ -2,27 +2,18 @@
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stylecrafter_jax.files import finite
 from stylecrafter_jax.foreign import JSONError, parse_json
 
 
 def json_line(row: Mapping[str, Any]) -> str:
     """Returns an object as a line of `finite` JSON."""
     return json.dumps(finite(row), allow_nan=False) + "\n"
-
-
-def finite(value: Any) -> Any:
-    """Returns a JSON value with null for NaN and infinity, which JSON has not."""
-    if isinstance(value, Mapping):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

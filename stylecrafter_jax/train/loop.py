@@ -2,16 +2,14 @@
 
 import contextlib
 import functools
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from stylecrafter_jax.checkpoints.store import Store
@@ -26,6 +24,7 @@ from stylecrafter_jax.sharding import (
     on_one_device,
     put_weights,
 )
+from stylecrafter_jax.signals import stop_signals
 from stylecrafter_jax.train.experiment import Experiment
 from stylecrafter_jax.train.feed import Feed, own_ledger
 from stylecrafter_jax.train.instruments import WATCHED, Instruments, open_instruments
@@ -36,7 +35,7 @@ from stylecrafter_jax.train.optimizer import learning_rate
 from stylecrafter_jax.train.profiling import Span
 from stylecrafter_jax.train.runs import CHECKPOINTS, REFUSED, claim, is_run
 from stylecrafter_jax.train.samples import SAMPLES, Sampler
-from stylecrafter_jax.train.setup import Step, prepare
+from stylecrafter_jax.train.setup import Parts, prepare
 from stylecrafter_jax.train.spikes import Spikes
 from stylecrafter_jax.train.step import (
     FAILED,
@@ -49,6 +48,8 @@ from stylecrafter_jax.train.step import (
 from stylecrafter_jax.train.throughput import Work, step_flops, work
 from stylecrafter_jax.train.wandb_log import WandbLog
 from stylecrafter_jax.train.watch import Watch
+
+NOTICE = "finishing this step and saving; once more to end at once"
 
 
 class Outcome(NamedTuple):
@@ -116,7 +117,7 @@ def train(
         log = MetricsLog(run, done, mirror, patient=patient) if leads() else None
         if log is not None:
             stack.callback(log.close)
-        stop = stack.enter_context(stop_signals())
+        stop = stack.enter_context(stop_signals(NOTICE))
         tools = open_instruments(
             stack,
             run,
@@ -129,9 +130,7 @@ def train(
             profile=profile,
         )
         frozen = put_weights(parts.start.frozen, mesh)
-        loop = _Loop(
-            experiment, mesh, frozen, *parts.steps, parts.sampler, feed, store, log, tools, {}
-        )
+        loop = _Loop(experiment, parts, frozen, feed, store, log, tools, {})
         done = loop.iterate(state, done, stop)
         tools.history.end(done >= settings.steps)
     refused = feed.ledger.summary()
@@ -157,11 +156,8 @@ class _Loop(NamedTuple):
     """
 
     experiment: Experiment
-    mesh: Mesh | None
+    parts: Parts
     frozen: Params
-    picture_step: Step | None
-    video_step: Step | None
-    sampler: Sampler | None
     feed: Feed
     store: Store
     log: MetricsLog | None
@@ -170,7 +166,7 @@ class _Loop(NamedTuple):
 
     def iterate(self, state: TrainState, done: int, stop: threading.Event) -> int:
         """Returns the number of steps done at the end, whose state is saved."""
-        settings, tools = self.experiment.train, self.tools
+        settings, tools, sampler = self.experiment.train, self.tools, self.parts.sampler
         watch = Watch(self.log, tools.means, tools.spikes, self.feed, settings.max_skipped)
         key, saved = jax.random.key(settings.seed), done
         verdict = self.feed.verdict(watch.halt, stop.is_set())
@@ -191,7 +187,7 @@ class _Loop(NamedTuple):
             watch.add(done, metrics, drawn[1])
             # A checkpoint that is due at a step that was skipped waits for the next healthy one.
             due = done // settings.save_every > saved // settings.save_every
-            sampling = self.sampler is not None and done % self.sampler.every == 0
+            sampling = sampler is not None and done % sampler.every == 0
             logging = done % settings.log_every == 0
             if due or sampling or logging or done == settings.steps:
                 watch.settle()
@@ -204,8 +200,8 @@ class _Loop(NamedTuple):
                 tools.means.clear()
             if last or due:
                 saved = self._save(done, state, watch, saved, last=last)
-            if self.sampler and sampling and verdict != STOP:
-                self._sample(self.sampler, done, state, watch)
+            if sampler and sampling and verdict != STOP:
+                self._sample(sampler, done, state, watch)
             tools.console.update(done, values)
             if verdict == STOP:
                 break
@@ -219,10 +215,8 @@ class _Loop(NamedTuple):
     def _step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Returns the next state and the metrics; compiles at the first batch of a kind."""
         pictures, meter = are_pictures(batch), self.tools.meter
-        step = self.picture_step if pictures else self.video_step
-        assert step is not None, "the experiment allows only sources that its stage can use"
-        new = pictures not in self.works
-        with on_mesh(self.mesh):  # of the step alone: samples are made on one device
+        step, new = self.parts.step_of(batch), pictures not in self.works
+        with on_mesh(self.parts.mesh):  # of the step alone: samples are made on one device
             with meter.time("compile") if new else contextlib.nullcontext():
                 if new:
                     flops = step_flops(step, state, self.frozen, batch, key)
@@ -292,30 +286,3 @@ class _Loop(NamedTuple):
                 tqdm.write(f"step {done}: no samples: {reason}", file=sys.stderr)
                 with contextlib.suppress(OSError):
                     self.tools.history.note("no_samples", reason=reason)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Gives an event that SIGTERM and Ctrl-C set; a second signal acts as if this were not here."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def restore():
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def hear(number, frame):
-        stop.set()
-        restore()
-        tqdm.write("finishing this step and saving; once more to end at once", file=sys.stderr)
-
-    for number in signals:
-        signal.signal(number, hear)
-    try:
-        yield stop
-    finally:
-        restore()

@@ -7,7 +7,6 @@ from seed and step, and what is found goes to `RUN/replay`.
 import contextlib
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from jaxtyping import Array, Float, Key
 from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.data.device import DeviceBatches
-from stylecrafter_jax.files import write_text
+from stylecrafter_jax.files import write_json
 from stylecrafter_jax.media.video import contact_sheet, write_frames
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.processes import by_leader, together
@@ -28,8 +27,6 @@ from stylecrafter_jax.sharding import on_mesh, put_weights, stay
 from stylecrafter_jax.train import setup
 from stylecrafter_jax.train.experiment import Experiment, SampleConfig
 from stylecrafter_jax.train.feed import Feed, own_ledger
-from stylecrafter_jax.train.instruments import WATCHED
-from stylecrafter_jax.train.json_lines import finite
 from stylecrafter_jax.train.means import LOSS_T, labels
 from stylecrafter_jax.train.metrics_log import SKIPPED, SPIKES, read_metrics
 from stylecrafter_jax.train.objective import are_pictures, rows_of
@@ -135,12 +132,10 @@ def replay(experiment: Experiment, run: Path, step: int) -> Replayed:
             if drawn is None:
                 break  # why is raised below
             batch, index = drawn
-            train_step = parts.steps[0 if are_pictures(batch) else 1]
-            assert train_step is not None, "an experiment has no source that its stage cannot use"
             with on_mesh(parts.mesh):
                 if number == step:
                     looked = _look(experiment, parts.start, state, frozen, batch, key)
-                state, metrics = train_step(state, frozen, batch, key)
+                state, metrics = parts.step_of(batch)(state, frozen, batch, key)
         feed.check()
         found = _found(run, step, start, feed.names(step, index), metrics, looked)
         by_leader(lambda: _write(run, found, batch))
@@ -168,7 +163,6 @@ def _restored(run: Path, step: int, state: TrainState, ahead: DeviceBatches) -> 
         restored = store.restore(state, before[-1])
     finally:
         store.close()
-    restored.data.pop(WATCHED, None)
     ahead.set_state(own_ledger(restored.data))
     return restored.state
 
@@ -261,7 +255,7 @@ def _write(run: Path, found: Replayed, batch: Batch) -> None:
     folder.mkdir(exist_ok=True)
     content = {**found._asdict(), "rows": [row._asdict() for row in found.rows]}
     path = folder / f"step_{found.step:06d}.json"
-    write_text(path, json.dumps(finite(content), indent=1, ensure_ascii=False) + "\n")
+    write_json(path, content)
     if "pixels" not in batch:
         return
     held = [shard.data for shard in batch["pixels"].addressable_shards if shard.replica_id == 0]

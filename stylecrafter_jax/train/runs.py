@@ -110,18 +110,13 @@ def check_same(run: Path, experiment: Experiment, manifest: str) -> None:
     """Refuses to take a folder for the run of an experiment if it is another's; see `claim`."""
     found = read_run(run)
     old, new = found["experiment"], to_dict(experiment)
+    free = {*FREE, "bundle"}  # which is known by its content, wherever it lies
     decay_is_fixed = experiment.optimizer.schedule == "constant" or experiment.optimizer.decay_steps
     if decay_is_fixed and new["train"]["steps"] > old["train"]["steps"]:
-        old["train"]["steps"] = new["train"]["steps"]
-    old["bundle"] = new["bundle"]  # a bundle is known by its content, wherever it lies
-    free = FREE if STAGES[experiment.stage].goal == "contrast" else (*FREE, "train.accumulate")
-    for name in free:
-        *branches, leaf = name.split(".")
-        theirs, ours = old, new
-        for branch in branches:
-            theirs, ours = theirs[branch], ours[branch]
-        theirs[leaf] = ours[leaf]
-    lines = differences(old, new)
+        free.add("train.steps")
+    if STAGES[experiment.stage].goal != "contrast":
+        free.add("train.accumulate")
+    lines = differences(old, new, free)
     if found["bundle"]["manifest_sha256"] != manifest:
         lines.append(f"the content of the bundle {experiment.bundle} is another")
     if lines:

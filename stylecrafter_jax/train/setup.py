@@ -16,10 +16,11 @@ from stylecrafter_jax.data.device import DeviceBatches
 from stylecrafter_jax.data.pipeline import make_batches
 from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.params import Params
-from stylecrafter_jax.sharding import axes_of, batch_sharding, own_blocks, run_mesh
+from stylecrafter_jax.sharding import axes_of, batch_sharding, check_processes, own_blocks, run_mesh
 from stylecrafter_jax.train.experiment import Experiment
 from stylecrafter_jax.train.feature_fit import check_features
 from stylecrafter_jax.train.goals import make_loss
+from stylecrafter_jax.train.objective import are_pictures
 from stylecrafter_jax.train.optimizer import make_optimizer
 from stylecrafter_jax.train.samples import Sampler, make_sampler
 from stylecrafter_jax.train.stages import STAGES
@@ -39,6 +40,12 @@ class Parts(NamedTuple):
     sampler: Sampler | None
     tx: optax.GradientTransformation
     steps: tuple[Step | None, Step | None]
+
+    def step_of(self, batch: Batch) -> Step:
+        """Returns the step for a batch."""
+        step = self.steps[0 if are_pictures(batch) else 1]
+        assert step is not None, "an experiment has no source that its stage cannot use"
+        return step
 
 
 def prepare(experiment: Experiment, run: Path, stack: contextlib.ExitStack) -> Parts:
@@ -85,14 +92,9 @@ def _mesh(experiment: Experiment) -> Mesh | None:
     rows = math.gcd(*(batch // parts for source, batch in batches if source))
     try:
         mesh = run_mesh(wanted.data, wanted.fsdp, wanted.frames, wanted.tensor, rows=rows)
+        check_processes(mesh, f"{axes_of(mesh)}")
     except ValueError as error:
         raise ConfigError(f"mesh: {error}") from error
-    held = {device.process_index for device in mesh.devices.flat}
-    if len(held) < jax.process_count():
-        raise ConfigError(
-            f"mesh: {axes_of(mesh)} has devices of {len(held)} of {jax.process_count()} processes; "
-            "all must take part"
-        )
     return None if mesh.size == 1 else mesh
 
 

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stylecrafter_jax.train.json_lines import read_json_lines
+from stylecrafter_jax.train.runs import merged
+from tests.train.conftest import rows, torn
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "demo_stage1.py"
@@ -79,7 +80,7 @@ def look(pid: int, run: Path, temporary: Path) -> Look | None:
         int(status["Threads"]),
         sum(children),
         sum(1 for path in temporary.rglob("*") if path.is_file()),
-        sum(1 for _ in (run / "checkpoints").glob("*.orbax-checkpoint-tmp*")),
+        len(torn(run)),
     )
 
 
@@ -145,16 +146,9 @@ def growth(looks: Sequence[Look]) -> dict[str, Any]:
 
 def same(one: Path, other: Path) -> bool:
     """Returns whether two runs logged the same losses and hold the same newest checkpoint."""
-    from stylecrafter_jax.train.runs import merged
-    from stylecrafter_jax.train.throughput import is_measured
-
-    rows = [
-        [{k: v for k, v in row.items() if not is_measured(k)} for row in read_json_lines(path)]
-        for path in (one / "metrics.jsonl", other / "metrics.jsonl")
-    ]
     weights = [merged(run, which)[1] for run in (one, other) for which in ("ema", "last")]
     pairs = ((weights[0], weights[2]), (weights[1], weights[3]))
-    return rows[0] == rows[1] and all(
+    return rows(one) == rows(other) and all(
         np.array_equal(a[name], b[name]) for a, b in pairs for name in a
     )
 

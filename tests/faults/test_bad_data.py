@@ -29,7 +29,7 @@ from stylecrafter_jax.data.sources import open_source
 from stylecrafter_jax.data.transforms import Transform
 from tests.data.conftest import numbered_clip, picture
 from tests.fuzz.test_bombs import png as gigapixels
-from tests.train.conftest import changed
+from tests.train.conftest import changed, saved_steps
 
 RECORDS = 8
 BAD = 4  # the record that is damaged; the next one replaces it
@@ -365,14 +365,6 @@ def refused(run):
     return {row["id"]: row["reason"] for row in map(json.loads, lines)}
 
 
-def steps(run):
-    store = Store(run / "checkpoints")
-    try:
-        return store.steps()
-    finally:
-        store.close()
-
-
 def test_training_goes_on_over_bad_data_and_lists_it(
     toy, cli, experiment, bad_pictures, tmp_path, capsys
 ):
@@ -405,7 +397,7 @@ def test_too_much_bad_data_ends_training_with_a_line_and_the_checkpoint(
     assert error.count("\n") == 1 and "more than the share of 0.03 that is allowed" in error
     found = refused(run)
     assert 0 < len(found) <= 4 and found.keys() <= reasons.keys()
-    assert 0 < steps(run)[-1] < 12
+    assert 0 < saved_steps(run)[-1] < 12
 
 
 @pytest.mark.slow
@@ -418,7 +410,7 @@ def test_on_mended_data_the_run_goes_on(toy, cli, experiment, bad_pictures, tmp_
     for name in reasons:
         shutil.copy(folder / "0.jpg", folder / name)
     assert cli(["train", config, "--out", str(run), *settings]) == 0
-    assert steps(run)[-1] == 12
+    assert saved_steps(run)[-1] == 12
 
 
 def test_a_missing_shard_leaves_no_run(toy, cli, experiment, shards, tmp_path, capsys):
@@ -447,7 +439,7 @@ def test_shards_that_vanish_in_a_run_end_it_with_the_checkpoint(
     assert cli(["train", config, "--out", str(run), "--set", "train.steps=30", "--quiet"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "of shards in a row cannot be used" in error
-    assert 2 <= steps(run)[-1] < 30
+    assert 2 <= saved_steps(run)[-1] < 30
 
 
 def test_folder_sources_are_what_the_rows_say(good):

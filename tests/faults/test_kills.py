@@ -6,23 +6,12 @@ import time
 
 import pytest
 
-from stylecrafter_jax.checkpoints.store import TORN
-from stylecrafter_jax.train.metrics_log import read_metrics
+from tests.faults.soak import newest
 from tests.several import finish, launch, write_config
-from tests.train.conftest import assert_same_run, changed, history
+from tests.train.conftest import assert_same_run, changed, history, torn
 
 KILLS = 20
 SECONDS = 300
-
-
-def is_saving(run):
-    return any((run / "checkpoints").glob(f"*{TORN}"))
-
-
-def logged(run):
-    """The newest step on file; a line may be half written at this moment."""
-    rows = read_metrics(run)
-    return rows[-1]["step"] if rows else 0
 
 
 @pytest.mark.slow
@@ -36,19 +25,19 @@ def test_twenty_kills_change_nothing(experiment, tmp_path):
     assert ended.status == 0, ended.err
     rng, amid = random.Random(0), 0
     for number in range(KILLS):
-        begun = logged(killed)
+        begun = newest(killed)
         (process,) = launch(1, ["train", config, "--out", killed, "--quiet"], TOY="1")
         wanted, end = begun + rng.randrange(6, 60), time.monotonic() + SECONDS
-        while not logged(killed) >= wanted or (number % 2 and not is_saving(killed)):
+        while not newest(killed) >= wanted or (number % 2 and not torn(killed)):
             assert process.poll() is None and time.monotonic() < end, process.communicate()[1]
             time.sleep(0.001)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        amid += is_saving(killed)
+        amid += bool(torn(killed))
     assert amid >= KILLS // 4  # the others were complete before the signal came
     (ended,) = finish(launch(1, ["train", config, "--out", killed, "--quiet"], TOY="1"), 600)
     assert ended.status == 0, ended.err
-    assert not is_saving(killed), "what the killed saves left is gone"
+    assert not torn(killed), "what the killed saves left is gone"
     assert [event for event, _ in history(killed)] == ["started", *KILLS * ["resumed"], "finished"]
     assert_same_run(killed, straight, some)

@@ -10,28 +10,16 @@ import time
 import numpy as np
 import pytest
 
-from stylecrafter_jax.checkpoints.store import TORN, Store
+from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError
 from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.metrics_log import MetricsLog, read_metrics
 from tests.limits import largest_file, obey_modes
-from tests.several import finish, launch, write_config
-from tests.train.conftest import assert_same_run, changed, history
+from tests.several import finish, launch, wait, write_config
+from tests.train.conftest import assert_same_run, changed, history, saved_steps, torn
 
 # Metrics fit; a checkpoint of the toy does not.
 FULL = 20_000
-
-
-def torn(run):
-    return list((run / "checkpoints").glob(f"*{TORN}"))
-
-
-def steps(run):
-    store = Store(run / "checkpoints")
-    try:
-        return store.steps()
-    finally:
-        store.close()
 
 
 @pytest.fixture
@@ -65,7 +53,7 @@ def test_a_full_disk_stops_the_run_or_not_as_configured(
     if way == "stop":
         with pytest.raises(CheckpointError, match="File too large; the earlier ones are intact"):
             train(some, run, progress=False)
-        assert steps(run) == [2]
+        assert saved_steps(run) == [2]
         assert [event for event, _ in history(run)] == ["started", "save_failed"]
     assert train(some, run, progress=False) == (7, True)
     shown = [x for x in capsys.readouterr().err.splitlines() if "cannot write a checkpoint" in x]
@@ -73,7 +61,7 @@ def test_a_full_disk_stops_the_run_or_not_as_configured(
     found = [event for event, _ in history(run)]
     assert found.count("not_saved") == (way == "continue")
     assert found.count("save_failed") == (way == "stop")
-    assert steps(run) == ([2, 4, 6, 7] if way == "stop" else [2, 6, 7]) and torn(run) == []
+    assert saved_steps(run) == ([2, 4, 6, 7] if way == "stop" else [2, 6, 7]) and torn(run) == []
     assert_same_run(run, straight, some)
 
 
@@ -84,9 +72,9 @@ def test_the_last_checkpoint_must_be_written_however_it_is_configured(
     full_at.add(3)
     with pytest.raises(CheckpointError, match="File too large; the earlier ones are intact"):
         train(some, run, progress=False)
-    assert steps(run) == [2]
+    assert saved_steps(run) == [2]
     assert train(some, run, progress=False) == (3, True)
-    assert steps(run) == [2, 3] and torn(run) == []
+    assert saved_steps(run) == [2, 3] and torn(run) == []
 
 
 def test_metrics_that_have_no_room_wait_for_it(tmp_path):
@@ -128,18 +116,11 @@ def test_a_folder_that_becomes_read_only(experiment, tmp_path, way):
     assert event in dict(history(run))
     if way == "stop":
         assert ended.status == 1 and not more
-        assert 0 < steps(run)[-1] < 400
+        assert 0 < saved_steps(run)[-1] < 400
         (ended,) = finish(launch(1, arguments, TOY="1"))
     assert ended.status == 0, ended.err
-    assert steps(run)[-1] == 400
+    assert saved_steps(run)[-1] == 400
     assert_same_run(run, straight, some)
-
-
-def wait(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.01)
 
 
 def test_clocks_that_jump_change_nothing(toy, experiment, tmp_path, monkeypatch):
@@ -161,4 +142,4 @@ def test_clocks_that_jump_change_nothing(toy, experiment, tmp_path, monkeypatch)
         os.utime(path, (begun - 1000 * age, begun - 1000 * age))
     assert train(some, jumped, progress=False) == (6, True)
     assert_same_run(straight, jumped, some)
-    assert steps(straight) == steps(jumped) == [4, 6]
+    assert saved_steps(straight) == saved_steps(jumped) == [4, 6]

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.train.metrics_log import read_metrics
 from stylecrafter_jax.train.runs import merged
 from tests.launch.conftest import SLICE, WHAT
 from tests.several import FLAGS, write_config
-from tests.train.conftest import changed
+from tests.train.conftest import changed, saved_steps
 
 STEPS = 60
 
@@ -29,9 +28,7 @@ def test_a_preempted_run_ends_in_the_weights_of_an_undisturbed_one(cloud, experi
     folder, straight = (cloud.folder / "buckets/runs" / name for name in ("disturbed", "straight"))
     cloud.until(lambda: any(row["step"] >= 3 for row in read_metrics(folder)), 120)
     cloud.preempt(grace=60)
-    store = Store(folder / "checkpoints")
-    (stopped,) = store.steps()
-    store.close()
+    (stopped,) = saved_steps(folder)
     assert 3 <= stopped < STEPS, "the run was not stopped in its middle"
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err

@@ -3,9 +3,10 @@ import math
 
 import pytest
 
+from stylecrafter_jax.files import write_json
 from stylecrafter_jax.metrics.measures import Metric
 from stylecrafter_jax.metrics.report import summarise, write_report
-from stylecrafter_jax.metrics.table import write_json, write_markdown
+from stylecrafter_jax.metrics.table import write_markdown
 
 METRICS = {"content": Metric("Content", "higher"), "error": Metric("Error", "lower")}
 

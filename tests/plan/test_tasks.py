@@ -61,6 +61,15 @@ class Recorded(Programs):
         return program
 
 
+def generated_and_planned(model, style_files, options, **settings):
+    """What a model ran for a batch of two, and the plan of that."""
+    model.programs = recorded = Recorded()
+    model.generate([Request("a", style_files[:1]), Request("b", style_files[1:2])], options)
+    types = {"dtype": np.float32, "param_dtype": np.float32}
+    resolved = options.resolved(model.config)
+    return recorded, generation(model.config, resolved, batch=2, **types, **settings)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -71,16 +80,8 @@ class Recorded(Programs):
 )
 def test_a_plan_of_generation_is_of_the_programs_that_generate(small_bundle, style_files, changes):
     model = StyleCrafter.load(small_bundle)
-    model.programs = recorded = Recorded()
     options = Options(steps=3, sampler="euler", decode_chunk=3, **changes)
-    model.generate([Request("a", style_files[:1]), Request("b", style_files[1:2])], options)
-    task = generation(
-        model.config,
-        options.resolved(model.config),
-        batch=2,
-        dtype=np.float32,
-        param_dtype=np.float32,
-    )
+    recorded, task = generated_and_planned(model, style_files, options)
     programs = {program.name: program for program in task.programs}
     for name, theirs in NAMES.items():
         assert kinds(programs[name].args) == recorded.args[theirs], name
@@ -111,18 +112,8 @@ def test_a_plan_over_a_mesh_is_of_the_programs_that_generate_there(small_bundle,
     sizes = {"data": 1, "fsdp": 1, **axes}
     mesh = run_mesh(**sizes, rows=2)
     model = StyleCrafter.load(small_bundle, mesh=mesh)
-    model.programs = recorded = Recorded()
     options = Options(steps=3, sampler="euler", cache_interval=2, decode_chunk=1)
-    model.generate([Request("a", style_files[:1]), Request("b", style_files[1:2])], options)
-    task = generation(
-        model.config,
-        options.resolved(model.config),
-        batch=2,
-        dtype=np.float32,
-        param_dtype=np.float32,
-        parted=False,
-        axes=axes,
-    )
+    recorded, task = generated_and_planned(model, style_files, options, parted=False, axes=axes)
     for program in task.programs:
         name = {**NAMES, "steps": "sample"}[program.name]
         assert kinds(program.args) == recorded.args[name], program.name

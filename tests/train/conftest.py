@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stylecrafter_jax.checkpoints.store import Store
+from stylecrafter_jax.checkpoints.store import TORN, Store
 from stylecrafter_jax.config_json import from_dict, to_dict
 from stylecrafter_jax.models.networks import networks, parameter_shapes
 from stylecrafter_jax.train import setup
@@ -24,7 +24,7 @@ from stylecrafter_jax.train.experiment import (
 from stylecrafter_jax.train.means import LOSS_T, by_timestep
 from stylecrafter_jax.train.metrics_log import read_metrics
 from stylecrafter_jax.train.optimizer import make_optimizer
-from stylecrafter_jax.train.runs import merged
+from stylecrafter_jax.train.runs import CHECKPOINTS, merged
 from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import load_start
 from stylecrafter_jax.train.step import init_state, make_train_step
@@ -166,6 +166,20 @@ def assert_same_run(one, other, experiment):
     assert rows(one) == rows(other)
     states = [state_of(run, experiment, experiment.bundle) for run in (one, other)]
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def saved_steps(run):
+    """The steps of a run's complete checkpoints."""
+    store = Store(run / CHECKPOINTS)
+    try:
+        return store.steps()
+    finally:
+        store.close()
+
+
+def torn(run):
+    """What saves that were cut off have left in a run."""
+    return list((run / CHECKPOINTS).glob(f"*{TORN}"))
 
 
 def losses(run):

@@ -1,17 +1,15 @@
 """Runs of several real processes train what one process trains, and end together."""
 
 import signal
-import time
 
 import numpy as np
 import pytest
 
-from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.metrics_log import read_metrics
 from stylecrafter_jax.train.runs import merged
-from tests.several import finish, launch, write_config
-from tests.train.conftest import LOSS, assert_same_training, changed, losses
+from tests.several import finish, launch, wait, write_config
+from tests.train.conftest import LOSS, assert_same_training, changed, losses, saved_steps
 
 # Constants just before the small UNet's last norm, whose groups have one channel each: it takes
 # them out. Their gradient is a thousandth of any other's, nothing but rounding.
@@ -31,12 +29,9 @@ def run(experiment, folder, count, *, devices=2, **env):
     return finish(launch(count, ["train", config, "--out", folder], devices=devices, **env))
 
 
-def until(folder, step, seconds=120):
+def until(folder, step):
     """Waits until a run has logged a step."""
-    end = time.monotonic() + seconds
-    while not any(row["step"] >= step for row in read_metrics(folder)):
-        assert time.monotonic() < end, "the run does not begin"
-        time.sleep(0.05)
+    wait(lambda: any(row["step"] >= step for row in read_metrics(folder)))
 
 
 def test_two_processes_train_as_one_and_one_goes_on(tmp_path, shared, toy):
@@ -79,9 +74,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path, shared):
     processes[1].send_signal(signal.SIGTERM)
     ended = finish(processes)
     assert [process.status for process in ended] == [3, 3]
-    store = Store(folder / "checkpoints")
-    (stopped,) = store.steps()
-    store.close()
+    (stopped,) = saved_steps(folder)
     assert f"stopped after step {stopped} of 24" in ended[0].err
     assert [process.status for process in run(long, folder, 2, TOY="1")] == [0, 0]
     assert [process.status for process in run(long, straight, 2, TOY="1")] == [0, 0]
