@@ -31,8 +31,9 @@ AXES = (*BATCH_AXES, FRAMES, TENSOR)
 # Smaller arrays are held whole on every device: gathering them costs more than they weigh.
 SMALLEST_SPLIT = 2**16
 # How a tree of arrays lies on a mesh: rows split; rows and frames split, where their numbers are
-# even; as weights; or whole on every device.
-Layout = Literal["rows", "videos", "weights", "whole"]
+# even; as weights; as weights that `fsdp` leaves whole; or whole on every device.
+Layout = Literal["rows", "videos", "weights", "replicated", "whole"]
+WeightLayout = Literal["weights", "replicated"]
 
 # Parameter name -> how its last axes are split; the first match wins. What enters an attention or a
 # feed-forward has its outputs split over `tensor`, what leaves it its inputs, so that the channels
@@ -208,11 +209,13 @@ def weight_spec(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...]) ->
     return PartitionSpec(*sides) if any(sides) else PartitionSpec()
 
 
-def weight_specs(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
+def weight_specs(mesh: Mesh | AbstractMesh, tree: Any, layout: WeightLayout = "weights") -> Any:
     """Returns how every array of a tree is split: by the name of the parameter that it is, or of.
 
     Flat parameters have their names as keys; so have the optimizer's moments, inside its state.
     """
+    if layout == "replicated":
+        mesh = sizes_of({**mesh.shape, "fsdp": 1})
 
     def spec(path: tuple[Any, ...], x: Any) -> PartitionSpec:
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
@@ -231,10 +234,11 @@ def _dividing(
     return tuple(splitting) if len(splitting) > 1 else splitting[0]
 
 
-def put_weights(tree: Any, mesh: Mesh | None) -> Any:
+def put_weights(tree: Any, mesh: Mesh | None, layout: WeightLayout = "weights") -> Any:
     """Returns a tree of weights, or of an optimizer's state, on a mesh; None is one device.
 
     Either way it is bound there, as what a checkpoint gives back: both take the same program.
+    Weights that are replicated cost memory and need not be gathered where they are used.
     """
     if mesh is None:
         return jax.device_put(tree, jax.local_devices()[0])
@@ -246,7 +250,7 @@ def put_weights(tree: Any, mesh: Mesh | None) -> Any:
         host = np.asarray(x)  # every process has it whole, and gives its devices their parts
         return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
-    return jax.tree.map(put, tree, weight_specs(mesh, tree))
+    return jax.tree.map(put, tree, weight_specs(mesh, tree, layout))
 
 
 def stay(tree: Any, layout: Layout) -> Any:
@@ -259,8 +263,8 @@ def stay(tree: Any, layout: Layout) -> Any:
 
 def specs(mesh: Mesh | AbstractMesh, tree: Any, layout: Layout) -> Any:
     """Returns how every array of a tree is split."""
-    if layout == "weights":
-        return weight_specs(mesh, tree)
+    if layout in ("weights", "replicated"):
+        return weight_specs(mesh, tree, layout)
 
     def spec(x: Any) -> PartitionSpec:
         if layout == "whole":
@@ -317,14 +321,16 @@ def sizes_of(mesh: Mapping[str, int]) -> AbstractMesh:
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def bytes_on_a_device(tree: Any, mesh: Mesh | AbstractMesh) -> int:
+def bytes_on_a_device(
+    tree: Any, mesh: Mesh | AbstractMesh, layout: WeightLayout = "weights"
+) -> int:
     """Returns what one device holds of a tree of weights, abstract or not."""
 
     def held(x: Any, spec: PartitionSpec) -> int:
         parts = math.prod(mesh.shape[axis] for axis in spec if axis is not None)
         return x.size * x.dtype.itemsize // parts
 
-    return sum(jax.tree.leaves(jax.tree.map(held, tree, weight_specs(mesh, tree))))
+    return sum(jax.tree.leaves(jax.tree.map(held, tree, weight_specs(mesh, tree, layout))))
 
 
 def axes_of(mesh: Mesh) -> Mapping[str, int]:

@@ -64,9 +64,9 @@ def on_one_device():
     return jax.jit(gradient, compiler_options=QUICK)(params, batch)
 
 
-def compiled(mesh, function, params, batch):
+def compiled(mesh, function, params, batch, layout="weights"):
     rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
-    placed = put_weights(params, mesh), jax.device_put(batch, rows)
+    placed = put_weights(params, mesh, layout), jax.device_put(batch, rows)
     with jax.set_mesh(mesh):
         return jax.jit(function).lower(*placed).compile(QUICK), placed
 
@@ -122,7 +122,12 @@ def test_messages_of_split_weights_gather_them():
     assert set(sent({"fsdp": 8})) == {"all-gather"}
 
 
-def sent(sizes):
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
+def test_replicated_weights_are_not_gathered(axes):
+    assert sent(axes, "replicated") == sent(axes | {"fsdp": 1})
+
+
+def sent(sizes, layout="weights"):
     """Returns how many messages of each kind a forward pass of the UNet sends."""
     params, batch, _ = problem()
 
@@ -130,7 +135,8 @@ def sent(sizes):
         own = (batch[key] for key in ("x", "t", "text", "style"))
         return networks(SMALL).unet(params, *own, mode="video")
 
-    program, _ = compiled(make_mesh(np.array(jax.devices()[:8]), **sizes), run, params, batch)
+    mesh = make_mesh(np.array(jax.devices()[:8]), **sizes)
+    program, _ = compiled(mesh, run, params, batch, layout)
     return collections.Counter(re.findall(COLLECTIVES, program.as_text()))
 
 
@@ -151,15 +157,20 @@ def test_every_rule_matches_a_parameter_of_the_full_size_model_and_none_is_forgo
     assert held < 0.5 * whole  # fsdp alone would make it a half
 
 
-def test_what_a_device_holds_is_known_before_it_is_there():
+@pytest.mark.parametrize("layout", ["weights", "replicated"])
+def test_what_a_device_holds_is_known_before_it_is_there(layout):
     rng = np.random.default_rng(0)
     names = ("a/to_q/kernel", "a/to_out.0/kernel", "a/conv/kernel", "a/norm/scale")
     sizes = ((64, 64), (64, 63), (3, 3, 16, 64), (64,))
     tree = {n: rng.standard_normal(s, np.float32) for n, s in zip(names, sizes, strict=True)}
     axes = {"fsdp": 2, "tensor": 2}
-    there = put_weights(tree, make_mesh(np.array(jax.devices()[:8]), **axes))
+    there = put_weights(tree, make_mesh(np.array(jax.devices()[:8]), **axes), layout)
     held = sum(x.addressable_shards[0].data.nbytes for x in there.values())
-    assert sharding.bytes_on_a_device(tree, sharding.sizes_of({"data": 2, **axes})) == held
+    mesh = sharding.sizes_of({"data": 2, **axes})
+    assert sharding.bytes_on_a_device(tree, mesh, layout) == held
+    if layout == "replicated":
+        wanted = sharding.weight_specs(sharding.sizes_of({"tensor": 2}), tree)
+        assert {name: x.sharding.spec for name, x in there.items()} == wanted
 
 
 def test_videos_have_rows_and_frames_split_where_their_numbers_are_even():

@@ -186,7 +186,7 @@ def _meet(*, key: str, timeout_ms: int) -> None:
 
 def _reason(error: Exception) -> str:
     """Returns the system's reason, which TensorStore hides at the end of a long line, or a line."""
-    found = re.search(r"\[os_error_code='(\d+)'", str(error))
+    found = re.search(r"\[(?:os_error_code='|Errno )(\d+)\b", str(error))
     return os.strerror(int(found[1])) if found else f"{str(error).strip().splitlines()[0]:.300}"
 
 

@@ -14,7 +14,7 @@ from stylecrafter_jax.plan.compiled import QUICK
 from stylecrafter_jax.plan.table import table
 from stylecrafter_jax.plan.tasks import Task, generation, training
 from stylecrafter_jax.plan.topology import Topology, mesh_axes, parse
-from stylecrafter_jax.sharding import parse_mesh
+from stylecrafter_jax.sharding import AXES, parse_mesh
 from stylecrafter_jax.train.experiment import Experiment, load_experiment, override
 
 EXIT_DOES_NOT_FIT = 4
@@ -97,7 +97,11 @@ def _axes(
     trains = experiment is not None and args.task != "generate"
     if args.mesh is None and not trains:
         return None
-    return mesh_axes(topology, {} if args.mesh is None else parse_mesh(args.mesh))
+    given = {} if args.mesh is None else parse_mesh(args.mesh)
+    if args.mesh is None and experiment is not None:  # the run's own
+        sizes = {axis: getattr(experiment.mesh, axis) for axis in AXES}
+        given = {axis: size for axis, size in sizes.items() if size is not None}
+    return mesh_axes(topology, given)
 
 
 def _note(line: str, args: argparse.Namespace) -> None:

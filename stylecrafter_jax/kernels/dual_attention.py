@@ -37,7 +37,7 @@ from stylecrafter_jax.kernels.dispatch import (
 from stylecrafter_jax.kernels.dual_attention_sizes import Sizes
 from stylecrafter_jax.kernels.lanes import LANES
 from stylecrafter_jax.kernels.self_attention import attention
-from stylecrafter_jax.kernels.sharded import devices_in_use, over_rows, split_heads, uneven
+from stylecrafter_jax.kernels.sharded import devices_of_videos, over_rows, split_heads, uneven
 
 EPSILON = 1e-5
 TOKENS = 1024  # of text and style together: keys and values stay on chip
@@ -84,16 +84,21 @@ def dual_attention(
         missing = missing or f"{tokens} tokens"
     if not styled:
         missing = missing or "a batch without a style"
-    if devices_in_use() > 1:
-        some = f"a style for {styled} of {rows} rows on several devices"
-        missing = missing or uneven(rows, q.shape[1]) or (some if styled < rows else None)
-    missing = missing or split_heads()
+    missing = missing or uneven(rows, q.shape[1]) or split_heads()
     taken = chosen(impl, fastest=fastest(), missing=missing)
-    by_row, norm = (q, text_k, text_v, style_k, style_v, gain), (norm_scale, norm_bias)
+    style, norm = (style_k, style_v, gain), (norm_scale, norm_bias)
     if taken == "pallas":
+        if devices_of_videos() > 1:  # which rows of a device have a style is not known to it
+            style = _of_all_rows(rows, *style)
         kernel = functools.partial(fused, heads=heads, platform=body_platform())
-        return over_rows(kernel, by_row, norm, queries=True)
-    return (reference if taken == "reference" else xla)(*by_row, *norm, heads=heads)
+        return over_rows(kernel, (q, text_k, text_v, *style), norm, queries=True)
+    run = reference if taken == "reference" else xla
+    return run(q, text_k, text_v, *style, *norm, heads=heads)
+
+
+def _of_all_rows(rows: int, *arrays: Array) -> tuple[Array, ...]:
+    """Returns what the leading rows have for all rows; a gain of zero makes the style nothing."""
+    return tuple(jnp.pad(x, [(0, rows - len(x)), *[(0, 0)] * (x.ndim - 1)]) for x in arrays)
 
 
 def reference(
@@ -162,11 +167,9 @@ def fused(
         interpret=target() != platform,
     )
     tokens = max(LANES, pl.next_power_of_2(sizes.text + sizes.style))
-    style = jnp.stack([style_k, style_v])
-    style = jnp.pad(style, ((0, 0), (0, rows - styled), (0, 0), (0, 0)))
-    kv = jnp.concatenate([jnp.stack([text_k, text_v]), style], axis=2)
+    style_k, style_v, gain = _of_all_rows(rows, style_k, style_v, gain.astype(jnp.float32))
+    kv = jnp.stack([jnp.concatenate(own, axis=1) for own in ((text_k, style_k), (text_v, style_v))])
     kv = jnp.pad(kv, ((0, 0), (0, 0), (0, tokens - kv.shape[2]), (0, 0)))
-    gain = jnp.pad(gain.astype(jnp.float32), (0, rows - styled))
     norm = jnp.stack([norm_scale, norm_bias]).astype(jnp.float32)
     return _fused(q, kv.astype(q.dtype), gain, norm, sizes, platform)
 

@@ -42,6 +42,11 @@ def devices_of_rows() -> int:
     return _size(*ROW_AXES)
 
 
+def devices_of_videos() -> int:
+    """Returns over how many devices the rows of a batch of videos are split."""
+    return _size(*BATCH_AXES)
+
+
 def split_videos() -> int:
     """Returns over how many devices the frames of a video are split."""
     return _size(FRAMES)

@@ -210,7 +210,8 @@ def make_plan(
 
 def held_bytes(task: Task, axes: Mapping[str, int]) -> int:
     """Returns the bytes of weights and state on one chip of a mesh of such sizes."""
-    return bytes_on_a_device((task.weights, task.state), sizes_of(axes))
+    mesh = sizes_of(axes)
+    return bytes_on_a_device(task.weights, mesh, task.layout) + bytes_on_a_device(task.state, mesh)
 
 
 def _compiled(

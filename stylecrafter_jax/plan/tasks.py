@@ -36,7 +36,7 @@ from stylecrafter_jax.sampling import (
     latent_shape,
     make_sampling,
 )
-from stylecrafter_jax.sharding import Layout, placed
+from stylecrafter_jax.sharding import Layout, WeightLayout, placed
 from stylecrafter_jax.train.experiment import Experiment
 from stylecrafter_jax.train.goals import make_loss
 from stylecrafter_jax.train.objective import EMPTY_TEXT
@@ -87,6 +87,7 @@ class Task(NamedTuple):
         weights: that a mesh holds while the programs run, those that are trained left out.
         state: what training updates: weights, their average, the optimizer's; None when generating.
         label: what an operation is for; see `parts`.
+        layout: how the weights lie.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Task(NamedTuple):
     weights: Params
     state: Any
     label: Callable[[str], str]
+    layout: WeightLayout = "weights"
 
     @property
     def trains(self) -> bool:
@@ -247,6 +249,7 @@ def training(experiment: Experiment, config: ModelConfig) -> Task:
     tx = make_optimizer(experiment.optimizer, settings.steps)
     state = jax.eval_shape(lambda params: init_state(params, tx), trainable)
     key = jax.eval_shape(lambda: jax.random.key(0))
+    layout = experiment.mesh.frozen_layout
     both = bool(data.images and data.videos)
     share = data.image_share if both else float(bool(data.images))
     kinds: list[tuple[str, Mode | None, int, int, float]] = [
@@ -262,12 +265,12 @@ def training(experiment: Experiment, config: ModelConfig) -> Task:
             loss, tx, ema_decay=settings.ema_decay, accumulate=settings.accumulate
         )
         args = (state, frozen, _batch(experiment, config, batch, frames), key)
-        layouts: tuple[Layout, ...] = ("weights", "weights", "rows", "whole")
+        layouts: tuple[Layout, ...] = ("weights", layout, "rows", "whole")
         make = functools.partial(_same, step)
         programs.append(Program(name, make, args, layouts, times, 0, lambda result: result[0]))
         rows += times * batch
-    label = part_label(config.unet)
-    return Task(experiment.stage, "step", round(rows), "example", programs, held, state, label)
+    name, label = experiment.stage, part_label(config.unet)
+    return Task(name, "step", round(rows), "example", programs, held, state, label, layout)
 
 
 def _batch(experiment: Experiment, config: ModelConfig, rows: int, frames: int) -> Params:

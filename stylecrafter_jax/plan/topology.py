@@ -73,7 +73,7 @@ def mesh_axes(topology: Topology, given: Mapping[str, int]) -> dict[str, int]:
         return {**axes, "data": topology.count // chips}
     if chips != topology.count:
         named = ",".join(f"{axis}={size}" for axis, size in given.items())
-        raise TopologyError(f"--mesh {named} does not make {topology.count} chips")
+        raise TopologyError(f"the mesh {named} does not make {topology.count} chips")
     return axes
 
 

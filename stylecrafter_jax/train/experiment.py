@@ -210,16 +210,24 @@ class MeshConfig:
         fsdp: parts of that copy, gathered where they are used; rows are split over them as well.
         frames: parts of a video, for clips too long or too large for one device.
         tensor: parts of the heads and channels of attention, feed-forward and convolutions.
+        replicate_frozen: hold what is not trained whole in every part of `fsdp`, not gather it in
+            every step: faster where there is memory for it, see `stylecrafter plan`.
     """
 
     data: int | None = None
     fsdp: int = 1
     frames: int = 1
     tensor: int = 1
+    replicate_frozen: bool = False
 
     def __post_init__(self):
         for name in ("data", "fsdp", "frames", "tensor"):
             _in_range(f"mesh.{name}", getattr(self, name), 1)
+
+    @property
+    def frozen_layout(self) -> Literal["weights", "replicated"]:
+        """How weights that are not trained lie, see `sharding.Layout`."""
+        return "replicated" if self.replicate_frozen else "weights"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -129,7 +129,7 @@ def train(
             progress=progress,
             profile=profile,
         )
-        frozen = put_weights(parts.start.frozen, mesh)
+        frozen = put_weights(parts.start.frozen, mesh, experiment.mesh.frozen_layout)
         loop = _Loop(experiment, parts, frozen, feed, store, log, tools, {})
         done = loop.iterate(state, done, stop)
         tools.history.end(done >= settings.steps)

@@ -123,7 +123,7 @@ def replay(experiment: Experiment, run: Path, step: int) -> Replayed:
         start = int(state.step)
         feed = Feed(parts.ahead, parts.mesh, start)
         stack.enter_context(parts.ahead)
-        frozen = put_weights(parts.start.frozen, parts.mesh)
+        frozen = put_weights(parts.start.frozen, parts.mesh, experiment.mesh.frozen_layout)
         key = jax.random.key(experiment.train.seed)
         index, metrics, looked = np.zeros(0, np.int64), {}, None
         batch: Batch = {}

@@ -1,5 +1,7 @@
 """Training checkpoints: the newest and the best stay, a broken one never does."""
 
+import errno
+import os
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -91,6 +93,17 @@ def test_a_disk_that_is_full_is_one_line_and_loses_nothing(make_store):
     again = make_store()
     assert again.latest() == 1
     np.testing.assert_array_equal(again.restore(state(0.0)).state.weights["a/b"], [1.0] * 3)
+
+
+def test_the_systems_reason_is_told_and_not_its_number(make_store, monkeypatch):
+    store = make_store()
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "7.tmp", None, "7")
+
+    monkeypatch.setattr(store._manager, "save", refused)
+    with pytest.raises(CheckpointError, match=r"checkpoints: Permission denied; the earlier ones"):
+        store.save(7, state(1.0), {}, 0.5)
 
 
 def test_what_a_killed_save_left_is_removed_and_nothing_else(make_store, tmp_path):

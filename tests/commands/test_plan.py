@@ -75,6 +75,11 @@ def test_training_is_planned_from_its_config(capsys, small_bundle):
     half = ("--set", "data.image_batch=128")
     less = planned(capsys, "--topology", "h100:8", *args, *half)
     assert less["flops"] == pytest.approx(plan["flops"] / 2, rel=0.05)
+    own = ("--set", "mesh.fsdp=2", "mesh.replicate_frozen=true")
+    held = planned(capsys, "--topology", "h100:8", *args, *own)
+    assert held["mesh"] == plan["mesh"]
+    more = held["held_bytes"] - plan["held_bytes"]
+    assert plan["weights_bytes"] / 4 < more < plan["weights_bytes"] / 2
 
 
 def test_a_video_over_a_mesh_is_shared_by_its_chips(capsys, monkeypatch, small):
@@ -108,11 +113,11 @@ MISTAKES = {
     ),
     "mesh": (
         ["--topology", "h200:8", "--mesh", "data=3"],
-        "--mesh data=3 does not make 8 chips",
+        "the mesh data=3 does not make 8 chips",
     ),
     "mesh of training": (
         ["--topology", "h200:8", "--config", "configs/stage1_t2i.py", "--mesh", "frames=3"],
-        "--mesh frames=3 does not make 8 chips",
+        "the mesh frames=3 does not make 8 chips",
     ),
     "axis": (
         ["--topology", "h200:8", "--mesh", "model=8"],

@@ -66,6 +66,29 @@ def test_each_device_works_on_its_rows_alone(mesh, operation, impl):
     assert bool(shared) == bool(re.findall(COLLECTIVES, both.as_text()))
 
 
+@pytest.mark.parametrize("axes", [{}, {"frames": 2}, {"frames": 8}])
+def test_guidance_has_a_style_for_some_rows_of_all_devices(axes):
+    """As without a mesh; no device has to know which of the rows are its own."""
+    if jax.device_count() < 8:
+        pytest.skip("eight devices are not here")
+    mesh = make_mesh(np.array(jax.devices()[:8]), **axes)
+    run, (q, *text_and_style), norm = dual(ROWS, "pallas")
+    text, style = text_and_style[:2], [x[:3] for x in text_and_style[2:]]
+    q, grad = normals((ROWS, 16, WIDTH), (ROWS, 16, WIDTH))
+    args = (q, *text, *style, *norm)
+    wanted = with_gradients(run)(*args, grad)
+    rows, whole = (
+        NamedSharding(mesh, spec) for spec in (PartitionSpec(BATCH_AXES, "frames"), PartitionSpec())
+    )
+    placed = [jax.device_put(q, rows), *jax.device_put(args[1:], whole)]
+    with jax.set_mesh(mesh):
+        forward = jax.jit(run).lower(*placed).compile()
+        found = jax.jit(with_gradients(run))(*placed, jax.device_put(grad, rows))
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    assert not re.findall(COLLECTIVES, forward.as_text())
+
+
 @pytest.mark.parametrize(("operation", "impl"), [(temporal, "pallas"), (spatial, None)])
 def test_each_device_works_on_its_heads_alone(operation, impl):
     if jax.device_count() < 8:

@@ -41,7 +41,7 @@ def test_a_mesh_is_of_all_chips():
     given = {"fsdp": 4, "frames": 2, "tensor": 2}
     assert mesh_axes(pod, given) == {"data": 2, **given}
     for wrong in ({"frames": 3}, {"data": 4, "fsdp": 4}):
-        with pytest.raises(TopologyError, match=r"^--mesh .* does not make 32 chips$"):
+        with pytest.raises(TopologyError, match=r"^the mesh .* does not make 32 chips$"):
             mesh_axes(pod, wrong)
 
 

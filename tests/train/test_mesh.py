@@ -53,6 +53,15 @@ def test_any_mesh_trains_as_one_device_and_goes_on_on_another(tmp_path, eight, t
 
 
 @pytest.mark.slow
+def test_frozen_weights_may_be_whole_on_every_device(tmp_path, eight, quick):
+    one, split = tmp_path / "one", tmp_path / "split"
+    train(eight, one, progress=False)
+    mesh = {"data": 2, "fsdp": 4, "replicate_frozen": True}
+    train(changed(eight, mesh=mesh), split, progress=False)
+    assert_same_training(one, split)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 1), (1, 8), (2, 4), (2, 1), (2, 2, 1, 2), (2, 1, 2, 2)])
 def test_the_model_itself_trains_on_a_mesh_as_on_one_device(tmp_path, eight, quick, sizes):
     one, split = tmp_path / "one", tmp_path / "split"
