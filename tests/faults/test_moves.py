@@ -15,6 +15,8 @@ from tests.train.conftest import assert_same_training, changed
 def test_a_batch_in_other_parts_has_the_same_losses(experiment, tmp_path, stage):
     """Each row draws its own timestep and noise, whichever rows it is computed with."""
     four = changed(experiment, stage=stage, data__image_batch=4, train__steps=4)
+    # Constants before a norm have no gradient but rounding, of which Adam would make whole steps.
+    four = changed(four, optimizer__eps=1e-3)
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     train(four, whole, progress=False)
     train(changed(four, train__steps=2), moved, progress=False)

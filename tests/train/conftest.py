@@ -183,8 +183,8 @@ def torn(run):
 
 
 def losses(run):
-    """The losses that a run logged."""
-    return [row["loss"] for row in read_metrics(run)]
+    """The losses that a run logged; NaN where the update was skipped."""
+    return np.array([row["loss"] for row in read_metrics(run)], np.float64)
 
 
 def assert_same_training(one, other, unseen=()):

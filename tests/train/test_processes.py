@@ -78,9 +78,10 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path, shared):
     assert f"stopped after step {stopped} of 24" in ended[0].err
     assert [process.status for process in run(long, folder, 2, TOY="1")] == [0, 0]
     assert [process.status for process in run(long, straight, 2, TOY="1")] == [0, 0]
-    assert losses(folder) == losses(straight)
-    for name, value in merged(folder, "last")[1].items():
-        np.testing.assert_array_equal(value, merged(straight, "last")[1][name], err_msg=name)
+    np.testing.assert_array_equal(losses(folder), losses(straight))
+    ours, theirs = (merged(run, "last")[1] for run in (folder, straight))
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
 
 
 @pytest.mark.slow
