@@ -3,7 +3,8 @@
     python -m tests.faults.soak OUT [--steps 10000] [--kills 10] [--save FILE]
 
 trains twice into OUT, looks at the processes twice a second, and writes what it saw to FILE or
-OUT/soak.json: memory, open files, threads, processes, temporary files. Both runs must end alike.
+OUT/soak.json: memory, open files, threads, processes, temporary files. Both runs must end alike,
+bit for bit: metrics, weights, their average, the optimizer. The exit status says whether they do.
 """
 
 import argparse
@@ -18,10 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from stylecrafter_jax.train.runs import merged
-from tests.train.conftest import rows, torn
+from stylecrafter_jax.train.experiment import Experiment, load_experiment, override
+from tests.train.conftest import rows, state_of, torn
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "demo_stage1.py"
@@ -96,25 +98,36 @@ def newest(run: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
+def settings_of(steps: int) -> tuple[str, ...]:
+    """Returns what is changed of the config."""
+    return (*SETTINGS, f"train.steps={steps}", f"train.save_every={max(1, steps // 50)}")
+
+
 def begin(run: Path, steps: int, temporary: Path) -> subprocess.Popen:
     """Starts the training, or lets it go on."""
-    settings = (*SETTINGS, f"train.steps={steps}", f"train.save_every={max(1, steps // 50)}")
     command = [sys.executable, "-m", "stylecrafter_jax", "train", str(CONFIG), "--out", str(run)]
     temporary.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
     with run.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
-            [*command, "--quiet", "--set", *settings], env=env, stderr=log, stdout=log, cwd=ROOT
+            [*command, "--quiet", "--set", *settings_of(steps)],
+            env=env,
+            stderr=log,
+            stdout=log,
+            cwd=ROOT,
         )
 
 
-def watch(process: subprocess.Popen, run: Path, temporary: Path, stop_at: int) -> list[Look]:
-    """Looks at a process until it ends, or kills it once it has logged a step."""
+def watch(
+    process: subprocess.Popen, run: Path, temporary: Path, stop_at: int, after: float = 0.0
+) -> list[Look]:
+    """Looks at a process until it ends, or kills it some seconds after it has logged a step."""
     looks = []
     while process.poll() is None:
         seen = look(process.pid, run, temporary)
         looks += [] if seen is None else [seen]
         if seen is not None and seen.step >= stop_at:
+            time.sleep(after)
             process.kill()
         time.sleep(0.5)
     if process.returncode not in (0, -signal.SIGKILL):
@@ -144,13 +157,11 @@ def growth(looks: Sequence[Look]) -> dict[str, Any]:
     return found
 
 
-def same(one: Path, other: Path) -> bool:
-    """Returns whether two runs logged the same losses and hold the same newest checkpoint."""
-    weights = [merged(run, which)[1] for run in (one, other) for which in ("ema", "last")]
-    pairs = ((weights[0], weights[2]), (weights[1], weights[3]))
-    return rows(one) == rows(other) and all(
-        np.array_equal(a[name], b[name]) for a, b in pairs for name in a
-    )
+def same(one: Path, other: Path, experiment: Experiment) -> bool:
+    """Returns whether two runs logged the same metrics and hold the same newest checkpoint."""
+    states = [state_of(run, experiment, experiment.bundle) for run in (one, other)]
+    alike = jax.tree.leaves(jax.tree.map(np.array_equal, *states))
+    return rows(one) == rows(other) and all(alike)
 
 
 def soak(out: Path, steps: int, kills: int) -> dict[str, Any]:
@@ -161,9 +172,8 @@ def soak(out: Path, steps: int, kills: int) -> dict[str, Any]:
     undisturbed = time.monotonic() - begun
     rng, ends = random.Random(0), []
     for at in sorted(rng.sample(range(steps // 20, steps - steps // 20), kills)):
-        # A kill at any moment, not at the step's end alone.
-        time.sleep(rng.random())
-        watch(begin(killed, steps, out / "tmp2"), killed, out / "tmp2", at)
+        begun_again = begin(killed, steps, out / "tmp2")
+        watch(begun_again, killed, out / "tmp2", at, after=rng.random())
         ends.append(newest(killed))
     last = watch(begin(killed, steps, out / "tmp2"), killed, out / "tmp2", steps + 1)
     return {
@@ -174,7 +184,7 @@ def soak(out: Path, steps: int, kills: int) -> dict[str, Any]:
         "killed_at": ends,
         "left_after_kills": {"temporary": last[-1].temporary, "torn": last[-1].torn},
         "checkpoints": sorted(int(p.name) for p in (killed / "checkpoints").iterdir()),
-        "ends_alike": same(straight, killed),
+        "ends_alike": same(straight, killed, override(load_experiment(CONFIG), settings_of(steps))),
     }
 
 
@@ -191,6 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = json.dumps(found, indent=1) + "\n"
     (args.save or args.out / "soak.json").write_text(text)
     print(text, end="")
+    if not found["ends_alike"]:
+        sys.exit("the runs do not end alike")
 
 
 if __name__ == "__main__":
