@@ -29,7 +29,7 @@ from stylecrafter_jax.data.sources import open_source
 from stylecrafter_jax.data.transforms import Transform
 from tests.data.conftest import numbered_clip, picture
 from tests.fuzz.test_bombs import png as gigapixels
-from tests.train.conftest import changed, saved_steps
+from tests.train.conftest import assert_same_run, changed, saved_steps
 
 RECORDS = 8
 BAD = 4  # the record that is damaged; the next one replaces it
@@ -369,14 +369,55 @@ def test_training_goes_on_over_bad_data_and_lists_it(
     toy, cli, experiment, bad_pictures, tmp_path, capsys
 ):
     folder, reasons = bad_pictures
-    config = config_file(tmp_path / "config.py", changed(experiment, data__images=str(folder)))
-    run = tmp_path / "run"
-    settings = ("--set", "data.max_bad_rate=1.0", "train.steps=8", "train.save_every=50", "--quiet")
-    assert cli(["train", config, "--out", str(run), *settings]) == 0
-    found = refused(run)  # an epoch of sixteen records: each was drawn
+    some = changed(experiment, data__images=str(folder))
+    config = config_file(tmp_path / "config.py", some)
+    settings = ("--quiet", "--set", "data.max_bad_rate=1.0", "train.save_every=50")
+    for run, steps in (("parts", 3), ("parts", 8), ("straight", 8)):
+        arguments = ["train", config, "--out", str(tmp_path / run), *settings]
+        assert cli([*arguments, f"train.steps={steps}"]) == 0
+    found = refused(tmp_path / "straight")  # an epoch of sixteen records: each was drawn
     assert found.keys() == reasons.keys()
     assert all(reasons[name] in reason for name, reason in found.items())
     assert "reads refused and replaced (8 different records)" in capsys.readouterr().err
+    # What was refused before a stop is not counted twice, nor forgotten.
+    assert refused(tmp_path / "parts") == found
+    assert_same_run(tmp_path / "parts", tmp_path / "straight", some)
+
+
+def test_bad_clips_and_captions_are_counted_by_their_source(
+    toy, cli, experiment, good, bad_pictures, tmp_path, capsys
+):
+    folder = tmp_path / "videos"
+    shutil.copytree(good / "videos", folder)
+    rows, reasons = [{"file": f"{i}.mp4", "text": f"thing {i}"} for i in range(RECORDS)], {}
+    for kind, (damage, reason) in VIDEOS.items():
+        name = f"{kind}.mp4"
+        shutil.copy(good / "videos" / "1.mp4", folder / name)
+        damage(folder / name)
+        rows.append({"file": name, "text": "bad"})
+        reasons[name] = reason
+    for kind, (value, reason) in CAPTIONS.items():
+        name = f"caption {kind}.mp4"
+        shutil.copy(good / "videos" / "2.mp4", folder / name)
+        rows.append({"file": name, "text": value})
+        reasons[name] = reason
+    write_table(folder, rows)
+    both = {"data__images": str(bad_pictures[0]), "data__videos": str(folder), "data__frames": 3}
+    # Three tenths of the steps on pictures: twelve of forty, and every clip of an epoch.
+    some = changed(experiment, **both, stage="stage2", data__image_share=0.3, train__steps=40)
+    config = config_file(tmp_path / "config.py", some)
+    settings = ("--quiet", "--set", "data.max_bad_rate=1.0", "train.save_every=50")
+    for run, steps in (("parts", 7), ("parts", 40), ("straight", 40)):
+        arguments = ["train", config, "--out", str(tmp_path / run), *settings]
+        assert cli([*arguments, f"train.steps={steps}"]) == 0
+    found = refused(tmp_path / "straight")
+    assert found.keys() == reasons.keys() | bad_pictures[1].keys()
+    assert all(reason in found[name] for name, reason in (reasons | bad_pictures[1]).items())
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "pictures: " in said or "some: " in said
+    assert "(12 different records)" in said and "(8 different records)" in said
+    assert refused(tmp_path / "parts") == found
+    assert_same_run(tmp_path / "parts", tmp_path / "straight", some)
 
 
 def test_too_much_bad_data_ends_training_with_a_line_and_the_checkpoint(
@@ -398,6 +439,12 @@ def test_too_much_bad_data_ends_training_with_a_line_and_the_checkpoint(
     found = refused(run)
     assert 0 < len(found) <= 4 and found.keys() <= reasons.keys()
     assert 0 < saved_steps(run)[-1] < 12
+    # Who allows more goes on as if nothing had been.
+    straight, more = tmp_path / "straight", ("--quiet", "--set", "data.max_bad_rate=1.0")
+    for out in (run, straight):
+        arguments = ["train", config, "--out", str(out), *more, "train.steps=12"]
+        assert cli([*arguments, "train.save_every=50"]) == 0
+    assert_same_run(run, straight, changed(experiment, data__images=str(folder)))
 
 
 @pytest.mark.slow
@@ -422,24 +469,58 @@ def test_a_missing_shard_leaves_no_run(toy, cli, experiment, shards, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture
+def lose(monkeypatch):
+    """Has the first save of a run be the moment at which shards are cut off."""
+
+    def losing(*paths):
+        write, whole = Store.save, {path: path.read_bytes() for path in paths}
+
+        def save_and_lose(self, step, *args, **kwargs):
+            write(self, step, *args, **kwargs)
+            for path, content in whole.items():
+                path.write_bytes(content[:100])
+
+        monkeypatch.setattr(Store, "save", save_and_lose)
+
+        def mend():
+            monkeypatch.setattr(Store, "save", write)
+            for path, content in whole.items():
+                path.write_bytes(content)
+
+        return mend
+
+    return losing
+
+
 @pytest.mark.slow
 def test_shards_that_vanish_in_a_run_end_it_with_the_checkpoint(
-    toy, cli, experiment, shards, tmp_path, capsys, monkeypatch
+    toy, cli, experiment, shards, tmp_path, capsys, lose
 ):
-    config = config_file(tmp_path / "config.py", changed(experiment, data__images=str(shards)))
-    run, write = tmp_path / "run", Store.save
-
-    def save_and_lose(self, step, *args, **kwargs):
-        write(self, step, *args, **kwargs)
-        for number in range(4):
-            path = shard(shards, number)
-            path.write_bytes(path.read_bytes()[:100])
-
-    monkeypatch.setattr(Store, "save", save_and_lose)
-    assert cli(["train", config, "--out", str(run), "--set", "train.steps=30", "--quiet"]) == 1
+    some = changed(experiment, data__images=str(shards), train__steps=30)
+    config = config_file(tmp_path / "config.py", some)
+    run, straight = tmp_path / "run", tmp_path / "straight"
+    assert cli(["train", config, "--out", str(straight), "--quiet"]) == 0
+    mend = lose(*(shard(shards, number) for number in range(4)))
+    assert cli(["train", config, "--out", str(run), "--quiet"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "of shards in a row cannot be used" in error
     assert 2 <= saved_steps(run)[-1] < 30
+    mend()
+    assert cli(["train", config, "--out", str(run), "--quiet"]) == 0
+    assert_same_run(run, straight, some)
+
+
+def test_a_run_goes_on_without_the_shard_that_vanishes(
+    toy, cli, experiment, shards, tmp_path, lose
+):
+    some = changed(experiment, data__images=str(shards), train__steps=20)
+    config = config_file(tmp_path / "config.py", changed(some, data__max_bad_rate=1.0))
+    lose(shard(shards, 2))
+    assert cli(["train", config, "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    found = refused(tmp_path / "run")
+    assert len(found) == 2 and all("cannot read the shard" in why for why in found.values())
+    assert saved_steps(tmp_path / "run")[-1] == 20
 
 
 def test_folder_sources_are_what_the_rows_say(good):

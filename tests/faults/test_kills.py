@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from stylecrafter_jax.train.runs import CHECKPOINTS
 from tests.faults.soak import newest
 from tests.several import finish, launch, write_config
 from tests.train.conftest import assert_same_run, changed, history, torn
@@ -23,7 +24,7 @@ def test_twenty_kills_change_nothing(experiment, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     (ended,) = finish(launch(1, ["train", config, "--out", straight, "--quiet"], TOY="1"), 600)
     assert ended.status == 0, ended.err
-    rng, amid = random.Random(0), 0
+    rng, amid, newest_saved = random.Random(0), 0, []
     for number in range(KILLS):
         begun = newest(killed)
         (process,) = launch(1, ["train", config, "--out", killed, "--quiet"], TOY="1")
@@ -35,9 +36,12 @@ def test_twenty_kills_change_nothing(experiment, tmp_path):
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         amid += bool(torn(killed))
+        whole = [int(p.name) for p in (killed / CHECKPOINTS).iterdir() if p.name.isdecimal()]
+        newest_saved.append(max(whole, default=0))
     assert amid >= KILLS // 4  # the others were complete before the signal came
     (ended,) = finish(launch(1, ["train", config, "--out", killed, "--quiet"], TOY="1"), 600)
     assert ended.status == 0, ended.err
     assert not torn(killed), "what the killed saves left is gone"
     assert [event for event, _ in history(killed)] == ["started", *KILLS * ["resumed"], "finished"]
+    assert [step for event, step in history(killed) if event == "resumed"] == newest_saved
     assert_same_run(killed, straight, some)

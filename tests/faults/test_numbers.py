@@ -8,12 +8,18 @@ import pytest
 from PIL import Image
 
 from stylecrafter_jax.data.folders import FolderSource
+from stylecrafter_jax.train import setup
 from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.metrics_log import SKIPPED, SPIKES, read_metrics
 from stylecrafter_jax.train.spikes import FEWEST
 from tests.data.conftest import picture
 from tests.several import finish, launch, write_config
-from tests.train.conftest import assert_same_run, assert_same_training, changed
+from tests.train.conftest import (
+    assert_same_run,
+    assert_same_training,
+    changed,
+    toy_build_step,
+)
 
 
 def flat(level: int) -> bytes:
@@ -90,15 +96,35 @@ def test_updates_that_are_not_finite_are_skipped_by_all_processes_alike(
         assert_same_training(runs[count], runs[1])
 
 
-def test_slow_storage_is_seen_in_the_metrics(toy, experiment, tmp_path, monkeypatch):
+def test_slow_storage_is_seen_in_the_metrics_and_changes_nothing_else(
+    experiment, tmp_path, monkeypatch
+):
+    """A step of a tenth of a second, and twenty times that to read a record."""
+
+    def build_step(*args):
+        step = toy_build_step(*args)
+
+        def slowly(*args):
+            time.sleep(0.1)
+            return step(*args)
+
+        return slowly
+
+    monkeypatch.setattr(setup, "build_step", build_step)
+    some = changed(experiment, train__steps=16, train__save_every=50)
+    train(some, tmp_path / "fast", progress=False)
     read = FolderSource.__getitem__
 
     def read_slowly(self, index):
-        time.sleep(0.1)
+        time.sleep(2.0)
         return read(self, index)
 
     monkeypatch.setattr(FolderSource, "__getitem__", read_slowly)
-    some = changed(experiment, train__steps=24, train__save_every=50)
-    train(some, tmp_path / "run", progress=False)
-    waits = [row["speed/data_wait"] for row in read_metrics(tmp_path / "run")]
-    assert np.mean(waits[-12:]) > 0.5  # the first batches were read while the step was compiled
+    train(some, tmp_path / "slow", progress=False)
+    waits = {}
+    for name in ("fast", "slow"):  # the first batches were read while the step was compiled
+        last = read_metrics(tmp_path / name)[-8:]
+        waiting = sum(row["speed/data_wait"] * row["seconds"] for row in last)
+        waits[name] = waiting / sum(row["seconds"] for row in last)
+    assert waits["slow"] > 0.5 > waits["fast"], waits
+    assert_same_run(tmp_path / "slow", tmp_path / "fast", some)

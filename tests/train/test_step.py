@@ -81,6 +81,22 @@ def test_a_batch_that_does_not_split_is_refused(batch):
         step(start(tx), FROZEN, batch, KEY)
 
 
+def test_a_gradient_that_is_not_finite_is_skipped_even_if_the_loss_is(batch):
+    """The root of a square at zero: itself zero, its gradient infinite times zero."""
+
+    def rooted(params, batch, key):
+        return jnp.sum(jnp.sqrt(jnp.square(params["w"]))), {}
+
+    tx = optax.adam(1e-2)
+    state = init_state({"w": jnp.array([1.0, 0.0])}, tx)
+    before = copied(state)
+    state, metrics = make_train_step(rooted, tx, ema_decay=0.9)(state, FROZEN, batch, KEY)
+    assert float(metrics["loss"]) == 1.0 and not np.isfinite(metrics["grad_norm"])
+    for name in ("trainable", "ema", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(before, name))
+    assert (int(state.step), int(state.skipped)) == (1, 1)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(batch, bad):
     tx = optax.adam(1e-2)

@@ -30,6 +30,17 @@ def clock():
     return Clock()
 
 
+def test_memory_is_of_the_fullest_chip(monkeypatch):
+    class Chip:
+        def __init__(self, **stats):
+            self.memory_stats = lambda: stats
+
+    chips = [Chip(bytes_in_use=1e9, peak_bytes_in_use=5e9), Chip(bytes_in_use=2e9), Chip()]
+    monkeypatch.setattr(jax, "local_devices", lambda: chips)
+    found = memory()
+    assert (found["memory/in_use"], found["memory/peak"]) == (2.0, 5.0)
+
+
 def passes(meter, clock, what, seconds):
     with meter.time(what):
         clock.now += seconds
