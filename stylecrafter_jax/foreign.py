@@ -22,6 +22,11 @@ def one_line(text: object, length: int = QUOTED) -> str:
     return shown if len(words) <= length else f"{shown}..."
 
 
+def reason(error: BaseException, length: int = QUOTED) -> str:
+    """Returns what an error says as `one_line`, or its kind if it says nothing."""
+    return one_line(error, length) or type(error).__name__
+
+
 def parse_json(data: str | bytes) -> Any:
     """Returns the value of a JSON text, which may begin with a byte order mark.
 

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -17,10 +18,19 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from stylecrafter_jax.foreign import reason
+from stylecrafter_jax.programs import out_of_memory
+
 T = TypeVar("T")
 Cluster = Literal["given", "gketpu", "slurm", "gcetpu"]
-# A message to the other processes is cut to this many bytes.
+# A message to the other processes is cut to this many letters.
 LONGEST_MESSAGE = 1000
+# What JAX, gloo, NCCL and the runtime of TPU slices say where a process does not answer.
+_LOST = re.compile(
+    "unavailable|deadline|aborted|cancelled|gloo|nccl|heartbeat|coordinat|barrier|connection|peer"
+    "|megascale|preempt",
+    re.IGNORECASE,
+)
 _CHIPS = (Path("/dev/accel0"), Path("/dev/vfio/0"))
 
 
@@ -96,8 +106,7 @@ def start(
     except (RuntimeError, ValueError) as error:
         if cluster == "gcetpu" and "coordinator_address should be defined" in str(error):
             return  # chips, but no cloud that knows of other hosts
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"cannot connect the processes ({cluster}): {reason}") from error
+        raise ValueError(f"cannot connect the processes ({cluster}): {reason(error)}") from error
 
 
 def find_cluster(given: Given, env: Mapping[str, str]) -> Cluster | None:
@@ -162,6 +171,13 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
+def lost_another(error: BaseException) -> bool:
+    """Returns whether an error is what a process meets where another one of the run is gone."""
+    if not several() or not isinstance(error, RuntimeError) or out_of_memory(error):
+        return False
+    return _LOST.search(str(error)) is not None
+
+
 def leads() -> bool:
     """Returns whether this process writes what there is once for a run."""
     return jax.process_index() == 0
@@ -193,7 +209,7 @@ def together(function: Callable[[], T]) -> T:
         result = function()
     except Exception as error:  # whatever it is, the others must not wait for this process
         own = error
-    messages = gathered(None if own is None else _message(own))
+    messages = gathered(None if own is None else reason(own, LONGEST_MESSAGE))
     if own is not None:
         raise own
     for index, message in enumerate(messages):
@@ -231,8 +247,3 @@ def agree(asked: Mapping[str, Any]) -> None:
                 "all processes must be asked for the same: "
                 f"process {index} has another {different[0]} than process 0"
             )
-
-
-def _message(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.encode()[:LONGEST_MESSAGE].decode(errors="ignore")

@@ -15,6 +15,13 @@ LARGEST_CACHE = 4 * 2**30
 LEAST_SECONDS = 0.05  # of compiling; JAX keeps nothing under a second unless told
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Returns whether a program, or its arguments, did not fit into a device's memory."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and (
+        "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error)
+    )
+
+
 def keep_on_disk() -> str | None:
     """Has JAX keep compiled programs between runs, the least used of them going first.
 

@@ -5,11 +5,12 @@ weights as well, which are gathered where they are used; `frames` splits each vi
 heads and channels. Devices of the inner axes talk most, so they lie next to each other.
 """
 
+import collections
 import contextlib
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -117,7 +118,9 @@ def run_mesh(
     inner = frames * tensor
     if data is None:
         most = len(devices) // (fsdp * inner)
-        data = next((n for n in range(most, 0, -1) if rows % (n * fsdp) == 0), 1)
+        fitting = [n for n in range(most, 0, -1) if rows % (n * fsdp) == 0] or [1]
+        even = [n for n in fitting if _is_even(devices[: n * fsdp * inner])]
+        data = next(iter(even or fitting))
     count = data * fsdp * inner
     sizes = zip(AXES, (data, fsdp, frames, tensor), strict=True)
     axes = " ".join(f"{name}={n}" for name, n in sizes if n > 1 or name in BATCH_AXES)
@@ -129,21 +132,27 @@ def run_mesh(
 
 
 def check_processes(mesh: Mesh, called: str) -> None:
-    """Refuses a mesh on which some process has no device.
+    """Refuses a mesh of which not every process has the same number of devices.
 
     Args:
         mesh: the mesh.
         called: what the user knows it by.
 
     Raises:
-        ValueError: there is such a process.
+        ValueError: it is such a mesh.
     """
-    held = {device.process_index for device in mesh.devices.flat}
-    if len(held) < jax.process_count():
+    if not _is_even(mesh.devices.flat):
+        held = len({device.process_index for device in mesh.devices.flat})
         raise ValueError(
-            f"{called} has devices of {len(held)} of {jax.process_count()} processes; "
-            "all must take part"
+            f"{called} has devices of {held} of {jax.process_count()} processes; all must take "
+            "part, with the same number of devices"
         )
+
+
+def _is_even(devices: Iterable[Any]) -> bool:
+    """Returns whether every process has the same number of these devices."""
+    counts = collections.Counter(device.process_index for device in devices)
+    return len(counts) == jax.process_count() and len(set(counts.values())) == 1
 
 
 def parse_mesh(text: str) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """How processes are found; what connected ones do is in `train/test_processes.py`."""
 
+import jax
 import pytest
 
 from stylecrafter_jax import processes
@@ -85,3 +86,21 @@ def test_alone_a_process_leads_and_agrees_with_itself():
     assert processes.together(lambda: 3) == 3 and processes.by_leader(lambda: 4) == 4
     assert processes.told(lambda: [5]) == [5]
     processes.agree({"options": 1})
+
+
+def test_an_error_says_whether_another_process_is_gone(monkeypatch):
+    lost = (
+        "UNAVAILABLE: Connection reset by peer",
+        "Gloo AllReduce failed: Connection closed by peer [127.0.0.1]:5000",
+        "DEADLINE_EXCEEDED: Barrier timed out",
+    )
+    own = (
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes, of a peer",
+        "INTERNAL: Mosaic failed to compile TPU kernel",
+        "INVALID_ARGUMENT: shapes differ",
+    )
+    errors = {text: jax.errors.JaxRuntimeError(text) for text in (*lost, *own)}
+    assert not any(map(processes.lost_another, errors.values()))  # there is no other one
+    monkeypatch.setattr(processes, "several", lambda: True)
+    assert {text for text, error in errors.items() if processes.lost_another(error)} == {*lost}
+    assert not processes.lost_another(ValueError("connection"))

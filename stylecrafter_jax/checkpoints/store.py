@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError
-from stylecrafter_jax.foreign import one_line
+from stylecrafter_jax.foreign import one_line, reason
 
 # Orbax writes under such a name, and renames what is complete.
 TORN = ".orbax-checkpoint-tmp"
@@ -187,7 +187,7 @@ def _meet(*, key: str, timeout_ms: int) -> None:
 def _reason(error: Exception) -> str:
     """Returns the system's reason, which TensorStore hides at the end of a long line, or a line."""
     found = re.search(r"\[(?:os_error_code='|Errno )(\d+)\b", str(error))
-    return os.strerror(int(found[1])) if found else f"{str(error).strip().splitlines()[0]:.300}"
+    return os.strerror(int(found[1])) if found else reason(error, 300)
 
 
 def _loss(metrics: Mapping[str, float]) -> float:

@@ -21,6 +21,7 @@ from stylecrafter_jax.media.images import load_style_image
 from stylecrafter_jax.options import Resolved
 from stylecrafter_jax.outputs import write_result
 from stylecrafter_jax.processes import by_leader, gathered, leads, together
+from stylecrafter_jax.programs import out_of_memory
 from stylecrafter_jax.request import Request
 from stylecrafter_jax.sharding import parts_of_rows
 
@@ -139,7 +140,7 @@ def _generate(
     try:
         frames = interruptible(work)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             raise
         raise JobError(
             "the device's memory is too small for this; try a smaller --batch-size, "

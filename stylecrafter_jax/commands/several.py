@@ -9,7 +9,16 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from stylecrafter_jax.commands import statuses
-from stylecrafter_jax.processes import Given, find_cluster, leads, several, start, whole
+from stylecrafter_jax.foreign import reason
+from stylecrafter_jax.processes import (
+    Given,
+    find_cluster,
+    leads,
+    lost_another,
+    several,
+    start,
+    whole,
+)
 
 # JAX's runtime ends all processes as soon as the first one is gone: so that one goes last.
 GRACE_SECONDS = 3.0
@@ -28,12 +37,11 @@ def losing_none() -> Iterator[None]:
             raise
         _leave(statuses.INTERRUPTED, "interrupted; finished results are kept")
     except RuntimeError as error:
-        if not several():
+        if not lost_another(error):
             raise
-        reason = str(error).strip().splitlines()[0]
         _leave(
             statuses.LOST,
-            f"another process of the run is gone; run all again to go on: {reason:.200}",
+            f"another process of the run is gone; run all again to go on: {reason(error)}",
         )
 
 
@@ -42,14 +50,12 @@ def failing_at_once() -> Iterator[None]:
     """Ends this process at once where it alone may have failed, one of several.
 
     It is for what computes on all devices: the others may be waiting for this process in the
-    middle of a program, where it could not tell them.
+    middle of a program, where it could not tell them. What `losing_none` is for goes on to it.
     """
     try:
         yield
-    except RuntimeError:
-        raise
     except Exception as error:
-        if not several():
+        if not several() or lost_another(error):
             raise
         if not isinstance(error, ValueError | OSError):
             traceback.print_exc()

@@ -82,7 +82,7 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     """Trains; see `EPILOG` for the status."""
-    from stylecrafter_jax.commands.several import losing_none
+    from stylecrafter_jax.commands.several import failing_at_once, losing_none
     from stylecrafter_jax.processes import leads
     from stylecrafter_jax.programs import keep_on_disk
     from stylecrafter_jax.train.experiment import load_experiment, override
@@ -100,10 +100,10 @@ def _train(args: argparse.Namespace) -> int:
     # What Orbax's threads log with a traceback is raised as well, and becomes one line.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    experiment = override(load_experiment(args.config), args.settings)
-    if args.resume or args.replay is not None:
-        read_run(args.out)
-    with losing_none():
+    with losing_none(), failing_at_once():
+        experiment = override(load_experiment(args.config), args.settings)
+        if args.resume or args.replay is not None:
+            read_run(args.out)
         if args.replay is not None:
             found = replay(experiment, args.out, args.replay)
             if leads():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stylecrafter_jax.data.records import DataError
+from stylecrafter_jax.files import write_text
 
 # A rate means little before this many records.
 FEWEST = 100
@@ -81,7 +82,7 @@ class Ledger:
             for source, faults in self.quarantine.items()
             for _, fault in sorted(faults.items())
         ]
-        path.write_text("".join(lines), encoding="utf-8")
+        write_text(path, "".join(lines))
 
     def get_state(self) -> dict[str, Any]:
         """Returns everything but the allowed rate, as plain JSON values."""

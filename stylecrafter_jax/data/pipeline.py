@@ -8,6 +8,7 @@ devices hold. What a record's transform draws is a function of (seed, stream, ep
 
 import dataclasses
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -187,6 +188,13 @@ class Batches:
         source = self._sources[self.stream_of(step)]
         return source.name, [source.id(number) for number in index]
 
+    def some_names(self, count: int = 64) -> list[list[str]]:
+        """Returns the ids of some records of each source, by which other data are known."""
+        return [
+            [source.id(number) for number in range(0, len(source), -(-len(source) // count))]
+            for source in self._sources
+        ]
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 
@@ -237,8 +245,14 @@ class Batches:
             # Grain reads command-line flags, which only absl's own main function would parse.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
-            batches = batches.mp_prefetch(MultiprocessingOptions(num_workers=self._workers))
+            options = MultiprocessingOptions(num_workers=self._workers)
+            batches = batches.mp_prefetch(options, _ignore_interrupts)
         return iter(batches)
+
+
+def _ignore_interrupts(worker: int, count: int) -> None:
+    """Leaves Ctrl-C, which a terminal sends to workers as well, to the process that they serve."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def whole_weights(weights: Sequence[float | int]) -> tuple[int, ...]:

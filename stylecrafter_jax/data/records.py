@@ -111,6 +111,8 @@ def from_bytes(data: bytes) -> Record:
     Raises:
         BadRecord: the bytes are no record, are cut off, or are of a later version.
     """
+    if not data:
+        raise BadRecord("the record is empty: its shard may be cut off")
     try:
         magic, length = _PREFIX.unpack_from(data)
         if magic != MAGIC:

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from stylecrafter_jax.programs import out_of_memory
+
 # Without the searches that take nine tenths of the compiler's time for TPU; memory stays as it is.
 QUICK = {"exec_time_optimization_effort": -1.0}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -84,7 +86,7 @@ def compile_figures(
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
+        if not out_of_memory(error):
             raise
         used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", str(error))
         if used is None:

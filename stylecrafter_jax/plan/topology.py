@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from stylecrafter_jax.foreign import reason
 from stylecrafter_jax.plan.chips import CHIPS, Chip
 from stylecrafter_jax.sharding import AXES, make_mesh
 
@@ -110,6 +111,7 @@ def devices(topology: Topology) -> np.ndarray:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=asked)
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise TopologyError(f"this libtpu does not know {topology.name}: {reason}") from error
+        raise TopologyError(
+            f"this libtpu does not know {topology.name}: {reason(error)}"
+        ) from error
     return np.array(found.devices[: topology.count])

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import jax
 
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError
-from stylecrafter_jax.processes import several
+from stylecrafter_jax.processes import lost_another
 from stylecrafter_jax.train.json_lines import json_line, read_json_lines
 
 EVENTS = "events.jsonl"
@@ -120,7 +120,7 @@ class History:
         event: Event = "stopped"
         if isinstance(error, CheckpointError):
             event = "save_failed"
-        elif isinstance(error, RuntimeError) and several():
+        elif lost_another(error):
             event = "lost_process"
         reason = " ".join(str(error).split()) or type(error).__name__
         with contextlib.suppress(OSError):  # the error itself is what the user must see

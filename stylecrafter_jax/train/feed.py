@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from stylecrafter_jax.data.device import DeviceBatches
 from stylecrafter_jax.data.ledger import Ledger
 from stylecrafter_jax.data.records import DataError
+from stylecrafter_jax.foreign import reason
 from stylecrafter_jax.processes import gathered, leads, several, together
 from stylecrafter_jax.sharding import batch_sharding, own_blocks
 from stylecrafter_jax.train.step import FAILED, GO, HALT, STOP
@@ -87,17 +88,29 @@ class Feed:
             index: the numbers of this process's records.
 
         Returns:
-            `source`, and of the records of all processes `index`, their numbers, and `records`,
+            `source`, and of the batch's rows in their order `index`, their numbers, and `records`,
             their ids.
         """
         own = np.ravel(index).tolist()
         source, ids = self._batches.batches.names_of(step - 1, own)
-        parts = gathered([own, ids])
+        blocks = self._blocks()
+        size = len(own) // len(blocks)
+        found = {}
+        # Processes may hold blocks in any order, and share them.
+        for theirs, *columns in gathered([blocks, own, ids]):
+            rows = list(zip(*columns, strict=True))
+            for place, block in enumerate(theirs):
+                found[block] = rows[place * size : (place + 1) * size]
+        rows = [row for _, block in sorted(found.items()) for row in block]
         return {
             "source": source,
-            "index": [number for numbers, _ in parts for number in numbers],
-            "records": [name for _, names in parts for name in names],
+            "index": [number for number, _ in rows],
+            "records": [name for _, name in rows],
         }
+
+    def _blocks(self) -> list[int]:
+        """Returns which blocks of a batch's rows this process has."""
+        return [0] if self._mesh is None else own_blocks(self._mesh)[0]
 
     def fail(self, error: Exception) -> None:
         """Ends the run on all processes, after the steps that are under way."""
@@ -124,8 +137,11 @@ class Feed:
         if not several():
             return state
         self.ledger = Ledger(self.ledger.max_bad_rate)
-        for own in gathered(state["ledger"]):
-            self.ledger.merge(own)
+        counted: set[int] = set()
+        for blocks, own in gathered([self._blocks(), state["ledger"]]):
+            if not counted >= set(blocks):  # of processes with the same rows one has read them
+                self.ledger.merge(own)
+            counted |= set(blocks)
         return {**state, "ledger": self.ledger.get_state()}
 
     def _draw(self) -> dict[str, Any] | None:
@@ -133,7 +149,10 @@ class Feed:
             return next(self._batches)
         except (DataError, OSError) as error:
             self.error = error
-            return None
+        except Exception as error:  # such as of a worker that is gone: no process may wait for us
+            self.error = DataError(f"the data cannot be read: {reason(error)}")
+            self.error.__cause__ = error
+        return None
 
     def _first(self) -> dict[str, Any]:
         batch = self._draw() if self.error is None else None
@@ -148,7 +167,7 @@ class Feed:
     def _say(self, code: int) -> jax.Array:
         if code not in self._said:
             assert self._mesh is not None, "several processes share a mesh"
-            rows = np.full(len(own_blocks(self._mesh)[0]), code, np.int32)
+            rows = np.full(len(self._blocks()), code, np.int32)
             where = batch_sharding(self._mesh)
             self._said[code] = jax.make_array_from_process_local_data(where, rows)
         return self._said[code]

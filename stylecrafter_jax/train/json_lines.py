@@ -44,7 +44,7 @@ class LineFile:
         self._file = path.open("ab", buffering=0)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends a row, after those that wait; it is with the system when this returns.
+        """Appends a row, after those that wait; it is on disk when this returns.
 
         Raises:
             OSError: it cannot be written and waits.
@@ -68,6 +68,7 @@ class LineFile:
                 os.ftruncate(self._file.fileno(), size)
                 raise OSError(error.errno, error.strerror, str(self._path)) from error
             del self.waiting[0]
+        os.fsync(self._file.fileno())  # a mounted bucket shows others nothing before
 
     def close(self) -> None:
         """Closes the file, whatever waits."""

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +17,18 @@ from stylecrafter_jax.checkpoints.torch_files import CheckpointError
 from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.data.records import DataError
+from stylecrafter_jax.foreign import reason
 from stylecrafter_jax.params import Params
-from stylecrafter_jax.processes import ElsewhereError, by_leader, leads, together
+from stylecrafter_jax.processes import (
+    ElsewhereError,
+    agree,
+    by_leader,
+    leads,
+    lost_another,
+    several,
+    together,
+)
+from stylecrafter_jax.programs import out_of_memory
 from stylecrafter_jax.sharding import (
     on_mesh,
     on_one_device,
@@ -47,7 +57,7 @@ from stylecrafter_jax.train.step import (
 )
 from stylecrafter_jax.train.throughput import Work, step_flops, work
 from stylecrafter_jax.train.wandb_log import WandbLog
-from stylecrafter_jax.train.watch import Watch
+from stylecrafter_jax.train.watch import TrainingError, Watch
 
 NOTICE = "finishing this step and saving; once more to end at once"
 
@@ -90,7 +100,9 @@ def train(
     """
     settings = experiment.train
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(stop_signals(NOTICE))
         parts = together(functools.partial(prepare, experiment, run, stack))
+        agree(parts.identity(experiment))
         by_leader(lambda: claim(run, experiment, parts.start.manifest))
         together(lambda: _check_shared(run))
         store = Store(run / CHECKPOINTS, keep_last=settings.keep_last, keep_best=settings.keep_best)
@@ -117,7 +129,6 @@ def train(
         log = MetricsLog(run, done, mirror, patient=patient) if leads() else None
         if log is not None:
             stack.callback(log.close)
-        stop = stack.enter_context(stop_signals(NOTICE))
         tools = open_instruments(
             stack,
             run,
@@ -131,12 +142,28 @@ def train(
         )
         frozen = put_weights(parts.start.frozen, mesh, experiment.mesh.frozen_layout)
         loop = _Loop(experiment, parts, frozen, feed, store, log, tools, {})
-        done = loop.iterate(state, done, stop)
+        with _saying_what_is_too_large():
+            done = loop.iterate(state, done, stop)
         tools.history.end(done >= settings.steps)
     refused = feed.ledger.summary()
     if refused and leads():
         print(f"{refused}; see {run / REFUSED}", file=sys.stderr)
     return Outcome(done, done >= settings.steps)
+
+
+@contextlib.contextmanager
+def _saying_what_is_too_large() -> Iterator[None]:
+    """Turns what JAX raises where a step does not fit into one line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise TrainingError(
+            "the devices' memory is too small for a step; try a smaller data.image_batch or "
+            "data.video_batch, a larger train.accumulate, train.remat=full or a larger mesh.fsdp: "
+            "`stylecrafter plan` says what fits"
+        ) from error
 
 
 def _mirror(project: str, run: Path, experiment: Experiment) -> WandbLog:
@@ -176,7 +203,8 @@ class _Loop(NamedTuple):
                     with tools.meter.time("data"):
                         drawn = self.feed.next(stop.is_set())
                 except (DataError, OSError, ElsewhereError):
-                    self._save(done, state, watch, saved, last=True)
+                    watch.settle()
+                    self._save(int(state.step), state, watch, saved, last=True)
                     raise
                 if drawn is None:
                     break
@@ -192,6 +220,9 @@ class _Loop(NamedTuple):
             if due or sampling or logging or done == settings.steps:
                 watch.settle()
             verdict = self.feed.verdict(watch.halt, stop.is_set())
+            if verdict == STOP:
+                watch.settle()  # this step may have failed, which goes before
+                verdict = self.feed.verdict(watch.halt, True)
             if verdict == FAILED:
                 break
             last = verdict == STOP or done == settings.steps
@@ -205,7 +236,8 @@ class _Loop(NamedTuple):
             tools.console.update(done, values)
             if verdict == STOP:
                 break
-        if verdict == FAILED or self.feed.error is not None:
+        # What one of several processes alone met at the last step came after that was saved.
+        if verdict == FAILED or (self.feed.error is not None and not several()):
             done = int(state.step)  # the steps since were taken by no process
             self._save(done, state, watch, saved, last=True)
         together(self.store.wait)
@@ -233,7 +265,7 @@ class _Loop(NamedTuple):
         if self.log is not None:
             try:
                 self.log.write(done, values)
-            except OSError as error:
+            except Exception as error:  # of a full disk, of what the metrics are sent to
                 self.feed.fail(error)
         return values
 
@@ -275,14 +307,17 @@ class _Loop(NamedTuple):
         watch.settle()
         with self.tools.meter.time("samples"):
             weights = state.ema if self.experiment.samples.use_ema else state.trainable
-            weights = on_one_device({**self.frozen, **weights})
-            if self.log is None:
-                return
             try:
+                weights = together(lambda: on_one_device({**self.frozen, **weights}))
+                if self.log is None:
+                    return
                 grid = sampler(done, weights)
                 self.log.write_image(done, SAMPLES, grid)
             except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
-                reason = str(error).splitlines()[0]
-                tqdm.write(f"step {done}: no samples: {reason}", file=sys.stderr)
+                if lost_another(error):
+                    raise
+                why = reason(error)
+                if leads():
+                    tqdm.write(f"step {done}: no samples: {why}", file=sys.stderr)
                 with contextlib.suppress(OSError):
-                    self.tools.history.note("no_samples", reason=reason)
+                    self.tools.history.note("no_samples", reason=why)

@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from stylecrafter_jax.config import ConfigError
+from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.data.device import DeviceBatches
 from stylecrafter_jax.data.pipeline import make_batches
 from stylecrafter_jax.models.unet_video import Mode
@@ -46,6 +47,15 @@ class Parts(NamedTuple):
         step = self.steps[0 if are_pictures(batch) else 1]
         assert step is not None, "an experiment has no source that its stage cannot use"
         return step
+
+    def identity(self, experiment: Experiment) -> dict[str, Any]:
+        """Returns what all processes of a run must have alike, as JSON values."""
+        batches = self.ahead.batches
+        return {
+            "config": to_dict(experiment),
+            "bundle": self.start.manifest,
+            "data": [batches.get_state()["identity"], batches.some_names()],
+        }
 
 
 def prepare(experiment: Experiment, run: Path, stack: contextlib.ExitStack) -> Parts:

@@ -5,6 +5,7 @@ repetition; everything else that is logged does not.
 """
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from stylecrafter_jax.plan.chips import chip_here
 from stylecrafter_jax.plan.count import count
 
 GIGA, TERA = 1e9, 1e12
-STATM = Path("/proc/self/statm")  # pages of 4096 bytes: size, resident, ...
+STATM = Path("/proc/self/statm")  # in pages: size, resident, ...
 _MEASURED = re.compile(r"seconds$|(?:speed|memory|checkpoint)/")
 
 
@@ -145,5 +146,6 @@ def memory() -> dict[str, float]:
         if values:
             found[f"memory/{name}"] = max(values) / GIGA
     if STATM.exists():
-        found["memory/host"] = int(STATM.read_text().split()[1]) * 4096 / GIGA
+        pages = int(STATM.read_text().split()[1])
+        found["memory/host"] = pages * os.sysconf("SC_PAGE_SIZE") / GIGA
     return found

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.files import write_text
-from stylecrafter_jax.foreign import JSONError, read_json
+from stylecrafter_jax.foreign import JSONError, read_json, reason
 
 WANDB_FILE = "wandb.json"
 
@@ -46,8 +46,7 @@ class WandbLog:
                 settings=wandb.Settings(console="off", silent=True),
             )
         except wandb.errors.Error as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"--wandb {project}: {reason}") from error
+            raise ConfigError(f"--wandb {project}: {reason(error)}") from error
         write_text(path, json.dumps({"project": project, "id": run_id}) + "\n")
         self._image = wandb.Image
         # Steps that are done again after a stop would be refused as the package's own counter.

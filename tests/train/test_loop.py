@@ -19,12 +19,13 @@ from stylecrafter_jax.checkpoints.bundle import BundleWriter, load_bundle, part_
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError, read_tensors
 from stylecrafter_jax.cli import main
 from stylecrafter_jax.config import ConfigError
+from stylecrafter_jax.data.pipeline import Batches
 from stylecrafter_jax.data.records import DataError
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.train import loop, runs, setup
 from stylecrafter_jax.train.events import read_events
 from stylecrafter_jax.train.loop import train
-from stylecrafter_jax.train.means import LOSS_T
+from stylecrafter_jax.train.means import LOSS_T, SCALE, labels
 from stylecrafter_jax.train.metrics_log import MetricsLog, read_metrics
 from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import load_start
@@ -60,7 +61,11 @@ def test_resumed_equals_uninterrupted(experiment, tmp_path, kind, request):
     )
     documented = set(re.findall(r"`([^`]+)`", (ROOT / "docs/observing.md").read_text()))
     own = {"step", "light"}  # of every line, and of the toy
-    assert {n for names in measured for n in names if not n.startswith(LOSS_T)} - own <= documented
+    names = {n for names in measured for n in names if not n.startswith((LOSS_T, SCALE))} - own
+    assert names <= documented
+    factors = {n for n in measured[0] if n.startswith(SCALE)}
+    wanted = labels(load_bundle(experiment.bundle, expected=parameter_shapes)[0])[SCALE]
+    assert factors == ({f"{SCALE}/{name}" for name in wanted} if kind == "real" else set())
     assert "speed/compile" in measured[0] and "speed/compile" not in measured[1]
     assert sum("checkpoint/blocked" in names for names in measured) == 2  # of steps 2 and 4
 
@@ -94,6 +99,52 @@ def test_a_signal_finishes_the_step_and_saves(toy, experiment, tmp_path, monkeyp
     assert signal.getsignal(number) is before
     assert int(state_of(tmp_path / "run", experiment, experiment.bundle).step) == 3
     assert history(tmp_path / "run") == [("started", 0), ("stopped", 3)]
+
+
+def test_a_signal_before_the_first_step_is_heard(toy, experiment, tmp_path, monkeypatch):
+    """As while weights are read: the run is there, with its first step saved."""
+    prepare = loop.prepare
+
+    def signalled(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return prepare(*args)
+
+    monkeypatch.setattr(loop, "prepare", signalled)
+    run = tmp_path / "run"
+    assert train(changed(experiment, train__steps=9), run, progress=False) == (1, False)
+    assert int(state_of(run, experiment, experiment.bundle).step) == 1
+
+
+def test_whatever_ends_the_data_is_one_line_and_a_checkpoint(
+    toy, experiment, tmp_path, monkeypatch
+):
+    """Such as a worker process that the system kills."""
+    draw = Batches.__next__
+
+    def draw_or_die(self):
+        if self.step == 3:
+            raise RuntimeError("Worker process was terminated\nunexpectedly")
+        return draw(self)
+
+    monkeypatch.setattr(Batches, "__next__", draw_or_die)
+    run = tmp_path / "run"
+    with pytest.raises(DataError, match="cannot be read: Worker process was terminated unexp"):
+        train(changed(experiment, train__steps=9), run, progress=False)
+    assert int(state_of(run, experiment, experiment.bundle).step) == 3
+    monkeypatch.undo()
+
+
+def test_a_step_that_does_not_fit_is_one_line(experiment, tmp_path, monkeypatch):
+    def build_step(*_):
+        def step(*_):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
+
+        return step
+
+    monkeypatch.setattr(setup, "build_step", build_step)
+    monkeypatch.setattr(loop, "step_flops", lambda *_: 1.0)
+    with pytest.raises(TrainingError, match="memory is too small for a step; try a smaller data"):
+        train(experiment, tmp_path / "run", progress=False)
 
 
 @pytest.mark.slow

@@ -124,6 +124,14 @@ def test_what_is_wrong_on_one_host_is_one_line_on_all(tmp_path, shared):
         assert process.status == 1
         assert f"{absent}" in process.err.splitlines()[-1]
     assert not folder.exists()
+    arguments, other = ["train", config, "--out", folder], ["--set", "train.save_every=7"]
+    for index, process in enumerate(finish(launch(2, arguments, others=other))):
+        assert process.status == 1, index
+        assert process.err.splitlines()[-1] == (
+            "stylecrafter: error: all processes must be asked for the same: process 1 has another "
+            "config than process 0"
+        )
+    assert not folder.exists()
 
 
 @pytest.mark.slow
