@@ -1,6 +1,7 @@
 """The few things about a run that one wants to know first."""
 
 import datetime
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 from stylecrafter_jax.report.curves import number
 from stylecrafter_jax.report.facts import Facts
 from stylecrafter_jax.train.console import duration
+
+STARTS = ("started", "resumed")
+ENDS = ("finished", "stopped", "save_failed", "lost_process")
 
 
 def summary(facts: Facts) -> list[tuple[str, str]]:
@@ -34,10 +38,12 @@ def _summary(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "loss, best checkpoint", number(min(losses))
     if facts.metrics:
         yield "time in steps", duration(seconds_in_steps(facts))
-    starts = [row for row in facts.events if row.get("event") in ("started", "resumed")]
+    starts = [row for row in facts.events if row.get("event") in STARTS]
     if starts:
         yield "begun", moment(starts[0].get("time"))
         yield "starts", str(len(starts))
+        if cut := cut_off(facts):
+            yield "ended without a word", f"{cut}: killed, or the host was lost"
         if "device_kind" in starts[-1]:
             yield "devices", f"{starts[-1].get('devices')} x {starts[-1]['device_kind']}"
     for name in ("images", "videos"):
@@ -50,11 +56,17 @@ def state(facts: Facts) -> str:
     for row in reversed(facts.events):
         if row.get("event") == "finished":
             return "finished"
-        if row.get("event") in ("stopped", "save_failed", "lost_process"):
+        if row.get("event") in ENDS:
             return f"{str(row['event']).replace('_', ' ')}: {row.get('reason', '')}"
-        if row.get("event") in ("started", "resumed"):
+        if row.get("event") in STARTS:
             return "running, or killed"
     return "unknown: the run has no events"
+
+
+def cut_off(facts: Facts) -> int:
+    """Returns how often a run was resumed although nothing says that it had ended."""
+    told = [row["event"] for row in facts.events if row.get("event") in (*STARTS, *ENDS)]
+    return sum(a in STARTS and b in STARTS for a, b in itertools.pairwise(told))
 
 
 def health(facts: Facts) -> str:

@@ -10,6 +10,7 @@ from PIL import Image
 from stylecrafter_jax.report.facts import read_facts
 from stylecrafter_jax.report.page import page
 from stylecrafter_jax.report.pictures import data_uri, evenly
+from stylecrafter_jax.train.events import note
 from tests.report.conftest import SCRIPT
 
 VOID = ("meta", "img")
@@ -106,6 +107,18 @@ def test_both_environments_and_the_stop_between_are_there(read):
     assert whole.count("from step") == 2 and "cpu" in whole
     assert '{"data": 2, "fsdp": 1}' in whole
     assert "lost_process" in whole and "no time" in whole
+
+
+def test_kills_leave_no_word_and_are_counted(finished_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "events.jsonl").unlink()
+    for event in ("started", "resumed", "not_saved", "resumed", "stopped", "resumed", "finished"):
+        note(run, event, 1)
+    texts = [data for _, data in Reader(page(read_facts(run))).texts]
+    assert "2: killed, or the host was lost" in texts
+    told = [data for _, data in Reader(page(read_facts(finished_run))).texts]
+    assert "ended without a word" not in told
 
 
 def test_samples_are_chosen_evenly_and_made_smaller(read):
