@@ -37,6 +37,7 @@ EMPTY = {
     "waits": 2,  # looks at a request before its slice is there
     "never": False,  # whether it never is
     "refuse": "",  # why requests are refused
+    "failing": {},  # command -> what its next calls fail with
     "environment": {},  # of the hosts, beside what they have anyway
 }
 
@@ -51,7 +52,7 @@ class Cloud:
         (folder / "cloud.json").write_text(json.dumps(EMPTY))
         self.environment = {
             **{
-                k: v for k, v in os.environ.items() if not k.startswith("JAX_") and k != "XLA_FLAGS"
+                k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_FLAGS", "SSH_"))
             },
             "PATH": os.pathsep.join([str(HERE / "bin"), os.environ["PATH"]]),
             "STAND_IN_CLOUD": str(folder),
