@@ -163,10 +163,19 @@ def write_wheel(path, text):
             archive.writestr(name, content)
 
 
-def test_a_rebuilt_wheel_of_the_same_version_replaces_the_old_one(cloud, tmp_path):
+@pytest.mark.parametrize(
+    "given", ["--venv", pytest.param("--python", marks=pytest.mark.slow)], ids=str
+)
+def test_a_rebuilt_wheel_of_the_same_version_replaces_the_old_one(cloud, tmp_path, given):
+    """With the real pip, into an environment of the hosts or a new one."""
     wheel = tmp_path / "stylecrafter_jax-9-py3-none-any.whl"
     cloud.set(environment={"PIP_NO_INDEX": "1"})
-    words = ("run", *SMALL, "--wheel", wheel, "--", "stylecrafter")
+    words = ["run", *SMALL, "--wheel", wheel, "--", "stylecrafter", "train"]
+    prefix = sys.prefix
+    if given == "--python":
+        place = words.index("--venv")
+        words[place : place + 2] = ["--python", sys.executable]
+        prefix = cloud.folder / "hosts/a-0/stylecrafter/venv"
     for text in ("first", "second"):
         write_wheel(wheel, text)
-        assert cloud.run(*words)[0] == f"{text} [] {sys.prefix}\n"
+        assert cloud.run(*words, timeout=120)[0] == f"{text} ['train'] {prefix}\n"
