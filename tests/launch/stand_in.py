@@ -61,6 +61,7 @@ FLAGS = {  # command -> flag -> number of values
 FLAGS |= {  # what the stand-in knows, but does not do: docs/tpu.md has them
     "auth login": {"--brief": 0},
     "projects create": {"--name": 1, "--organization": 1, "--folder": 1, "--set-as-default": 0},
+    "billing accounts list": LIST,
     "billing projects link": {"--billing-account": 1},
     "services enable": {"--async": 0},
     "compute tpus queued-resources list": LIST | {"--zone": 1},
@@ -68,6 +69,7 @@ FLAGS |= {  # what the stand-in knows, but does not do: docs/tpu.md has them
         **{"--location": 1, "--default-storage-class": 1},
         **{"--uniform-bucket-level-access": 0, "--enable-hierarchical-namespace": 0},
     },
+    "storage buckets add-iam-policy-binding": {"--member": 1, "--role": 1, "--condition": 1},
     "storage rsync": {"--recursive": 0, "--dry-run": 0},
     "storage cat": {"--range": 1},
     "storage rm": {"--recursive": 0},

@@ -354,6 +354,7 @@ def test_a_container_runs_the_command_and_hears_stop(cloud):
     assert process.returncode == 3
     calls = (cloud.folder / "hosts/a-0/docker_calls").read_text().splitlines()
     assert calls[0] == "pull --quiet example.com/image:1"
+    assert "--stop-timeout 120" in calls[2]
     assert f"-v {cloud.folder}/mnt:{cloud.folder}/mnt example.com/image:1 bash -c" in calls[2]
     words[words.index("example.com/image:1")] = "example.com/missing"
     cloud.run("run", *words, "--", "true", status=1)

@@ -1,4 +1,4 @@
-"""launch/tpu.sh when the cloud, the hosts or the user's terminal fail, and when others use a slice."""
+"""launch/tpu.sh when the cloud, the hosts or the terminal fail, and when others use a slice."""
 
 import os
 import signal
