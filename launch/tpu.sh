@@ -52,7 +52,8 @@ the hosts (create, run):
 the run (run):
   --max-restarts N       after preemptions and lost processes (10)
   --detach               start the command and leave; run again to follow it
-  --delete-after         delete the slice at the end, whatever that was and whoever created it
+  --delete-after         delete the slice at the end, whatever that was and whoever created it, but
+                         not if something else is running there
   --keep-on-failure      keep what was created though something failed
   --poll SECONDS         between two looks at the hosts (20)
 looking (logs, ssh):

@@ -16,7 +16,6 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here"
 
 fail() { echo "$(hostname): $*" >&2; exit 1; }
-busy() { echo "$(hostname): $*" >&2; exit 8; } # launch/tpu.sh must not delete this host
 
 python_is_new() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
@@ -96,7 +95,7 @@ setup() {
 
 # install: what setup was told. pip takes a rebuilt wheel of the same version for the one it has.
 install() {
-    [ "$(state)" != running ] || busy "is running a command of another set-up; stop it first"
+    [ "$(state)" != running ] || fail "is running a command of another set-up; stop it first"
     rm -rf ready src lib
     mkdir -p src bin
     tar -xf code.tar -C src
@@ -167,7 +166,7 @@ start() {
     local command
     printf -v command '%q ' "$@"
     if alive; then
-        [ "$(cat run/command)" = "$command" ] || busy "is running another command: $(cat run/command)"
+        [ "$(cat run/command)" = "$command" ] || fail "is running another command: $(cat run/command)"
         return 0
     fi
     [ -e settings ] || fail "is not set up"

@@ -4,7 +4,8 @@
 # A slice is a queued resource of the same name; its nodes are --name, or with --slices --name-0, ....
 created=no  # whether this call has asked for what is there
 fresh=no     # whether its hosts were never set up
-following=no # whether this call follows a command on the hosts
+started=no   # whether its command was started there
+following=no # whether this call follows it now
 node_names='' # what find_nodes found
 
 # cloud WORDS...: the only way to gcloud for what acts; cloud_says ANSWER WORDS... for what is asked.
@@ -104,17 +105,14 @@ node_of_slice() {
 }
 
 # everywhere COMMAND: on all hosts. on_host WORKER COMMAND: on one. hosts_do WORDS...: host.sh on all;
-# 7 if that ran somewhere and failed, 8 if a host is busy with something else, any other status if a
-# host was not reached.
+# 7 if that ran somewhere and failed, any other status if a host was not reached.
 everywhere() {
     local node
     for node in $(nodes); do
         quiet cloud compute tpus tpu-vm ssh "$node" --worker all --command "$1" || return
     done
 }
-hosts_do() {
-    everywhere "bash stylecrafter/host.sh $(quoted "$@") || exit \$((\$? == 8 ? 8 : 7))"
-}
+hosts_do() { everywhere "bash stylecrafter/host.sh $(quoted "$@") || exit 7"; }
 on_host() {
     local node
     node=$(node_of_slice) || exit
@@ -138,12 +136,20 @@ clean_up() {
     [ "$created$delete_after" = nono ] || [ "$following" = no ] || stop_and_wait
     if [ "$created" = yes ] && [ "$keep" = yes ] && [ "$dry_run" = no ]; then
         say "$name is kept, and costs money; launch/tpu.sh delete removes it"
+    elif [ "$created" = no ] && [ "$delete_after" = yes ] && [ "$started" = no ] && ! idle; then
+        say "$name is kept, and costs money: its hosts may be running something else"
     elif [ "$created$delete_after" != nono ]; then
         say "deleting $name"
         delete_slice || say "could not delete $name: it may cost money; see launch/tpu.sh status"
     fi
     rm -rf "$scratch"
     exit "$status"
+}
+
+# idle: all hosts say that no command is running.
+idle() {
+    local states
+    states=$(hosts_do state) && [[ $states != *running* ]]
 }
 
 # stop_and_wait: the command gets two minutes to save.

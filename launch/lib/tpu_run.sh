@@ -11,7 +11,7 @@ run_to_the_end() {
         outcome=preempted
         if bring_up && try "set up the hosts" set_up && try "start the command" start_everywhere; then
             [ "$detach" = no ] || { created=no; say "started; run again to follow it"; return 0; }
-            following=yes
+            started=yes following=yes
             watch_hosts
             following=no
         fi
@@ -50,11 +50,8 @@ try() {
     for ((tries = 0; tries < patience; tries++)); do
         status=0
         "$2" || status=$?
-        case $status in
-            0) return 0 ;;
-            7) fail "could not $1 of $name: see the messages above" ;;
-            8) delete_after=no; fail "could not $1 of $name, which is in use" ;;
-        esac
+        [ "$status" != 0 ] || return 0
+        [ "$status" != 7 ] || fail "could not $1 of $name: see the messages above"
         ! gone || return 1
         pause
     done

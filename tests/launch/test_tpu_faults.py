@@ -89,19 +89,21 @@ def test_another_type_than_that_of_the_slice_is_refused(cloud):
     assert "a" in cloud.state["requests"]
 
 
-def test_delete_after_deletes_a_slice_that_was_there_when_the_run_fails_in_any_way(cloud):
+@pytest.mark.parametrize("words", [("--max-restarts", "0"), ("--mount", "gs://none=/mnt/a:ro")])
+def test_delete_after_deletes_a_slice_that_was_there_however_the_run_fails(cloud, words):
+    """When restarts are used up, and when the hosts cannot be set up."""
     cloud.run("create", *SMALL)
-    words = ("--delete-after", "--max-restarts", "0", "--", "bash", "-c", "exit 4")
-    cloud.run("run", *SMALL, *words, status=1)
+    cloud.set(buckets=cloud.state["buckets"] | {"none": {}})
+    command = ("--delete-after", "--", "bash", "-c", "exit 4")
+    cloud.run("run", *SMALL, *words, *command, status=1)
     assert cloud.state["requests"] == {}
 
 
-def test_delete_after_leaves_a_slice_that_runs_something_else(cloud):
+@pytest.mark.parametrize("words", [(), ("--container", "example.com/image:1")])
+def test_delete_after_leaves_a_slice_that_runs_something_else(cloud, words):
     cloud.run("run", *SMALL, "--detach", *FOREVER)
-    _, err = cloud.run("run", *SMALL, "--delete-after", "--", "true", status=1)
-    assert "could not start the command of a, which is in use" in lines(err)
-    words = ("--delete-after", "--container", "example.com/image:1", "--", "true")
-    _, err = cloud.run("run", *SMALL[:-4], *words[:1], "--type", "v5e-4", *words[1:], status=1)
+    _, err = cloud.run("run", *SMALL, "--delete-after", *words, "--", "true", status=1)
+    assert "a is kept, and costs money: its hosts may be running something else" in lines(err)
     assert "a" in cloud.state["requests"] and not deleted(cloud)
 
 
