@@ -153,7 +153,7 @@ do_job() {
     # srun ends with the largest status; that of a task that lost another hides the other's error.
     # Both are in what it says to the job's output, which is a file unless a user said otherwise.
     [ ! -f "$log" ] || error=$(tail -c "+$((before + 1))" "$log" |
-        sed -nE "s/^srun: error: .*: Exited with exit code ($final)\$/\1/p" | head -n 1)
+        sed -nE "s/^.*srun: error: .*: Exited with exit code ($final)\$/\1/p" | head -n 1)
     status=${error:-$status}
     say "the command ended with $status"
     if [ -e "slurm-$SLURM_JOB_ID.stopped" ]; then

@@ -189,7 +189,7 @@ do_run() {
 }
 
 do_logs() {
-    find_nodes
+    need_nodes
     if [ "$follow" = yes ]; then
         on_host "$worker" 'tail -n +1 -F stylecrafter/run/log'
     else
@@ -202,22 +202,21 @@ do_status() {
     state=$(known ACTIVE state.state)
     [ -n "$state" ] || fail "there is no $name in $zone of $project"
     echo "request: $state"
-    [ "$state" = ACTIVE ] || return 0
     find_nodes
-    for node in $(nodes); do echo "$node: $(node_state "$node")"; done
+    for node in $node_names; do echo "$node: $(node_state "$node")"; done
     # shellcheck disable=SC2016 # for the hosts' shell
-    everywhere 'echo "$(hostname): $(bash stylecrafter/host.sh state)"'
+    [ "$state" != ACTIVE ] || everywhere 'echo "$(hostname): $(bash stylecrafter/host.sh state)"'
 }
 
 do_ssh() {
     local words=(--worker "$worker") node
-    find_nodes
+    need_nodes
     node=$(node_of_slice)
     [ ${#command[@]} -eq 0 ] || words+=(--command "$(quoted "${command[@]}")")
     cloud compute tpus tpu-vm ssh "$node" "${words[@]}"
 }
 
-do_stop() { find_nodes; hosts_do stop; }
+do_stop() { need_nodes; hosts_do stop; }
 
 do_delete() { delete_slice; }
 

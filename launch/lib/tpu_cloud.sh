@@ -82,10 +82,13 @@ node_state() {
     cloud_says READY compute tpus tpu-vm describe "$1" --zone "$zone" --format 'value(state)'
 }
 
-# find_nodes: for who was not told how many slices there are.
+# find_nodes: for who was not told how many slices there are. need_nodes: the end if there are none.
 find_nodes() {
     node_names=$(cloud_says "$name" compute tpus tpu-vm list --zone "$zone" \
         --filter "queuedResource~/$name\$" --format 'value(name.basename())')
+}
+need_nodes() {
+    find_nodes
     [ -n "$node_names" ] || fail "there is no $name in $zone of $project"
 }
 
@@ -253,7 +256,7 @@ set_up() {
 # send_code: the code and host.sh to ~/stylecrafter of all hosts.
 send_code() {
     local node files
-    act mkdir -p "$scratch"
+    act mkdir -p "$scratch" # for who pastes a dry run
     if [ -z "$wheel$container" ]; then
         act git -C "$root" archive --format tar --output "$scratch/code.tar" "$code_id" \
             stylecrafter_jax configs pyproject.toml constraints.txt README.md LICENSE

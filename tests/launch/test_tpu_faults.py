@@ -107,6 +107,12 @@ def test_delete_after_leaves_a_slice_that_runs_something_else(cloud, words):
     assert "a" in cloud.state["requests"] and not deleted(cloud)
 
 
+def test_status_says_what_is_left_of_a_slice_that_was_taken_away(cloud):
+    cloud.run("create", *SMALL)
+    cloud.preempt(grace=0.1)
+    assert cloud.run("status", *SLICE)[0] == "request: SUSPENDED\na: PREEMPTED\n"
+
+
 def test_slices_are_counted_by_asking(cloud):
     cloud.run("run", *SMALL, "--slices", "2", "--", "bash", "-c", "echo of $JAX_PROCESS_ID")
     out, _ = cloud.run("status", *SLICE)
