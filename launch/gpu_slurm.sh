@@ -53,6 +53,7 @@ END
 
 name='' nodes=1 gpus=8 cpus=8 partition='' account='' qos='' limit='' venv='' container=''
 mounts=() max_restarts=10 follow=no dry_run=no command=()
+final='1|2|126|127' # errors: another turn would end alike
 
 say() { echo "gpu_slurm.sh: $*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -129,6 +130,7 @@ do_submit() {
 # it as well, and must stay to queue the job again.
 do_job() {
     local status=0 interrupted=no words=(--kill-on-bad-exit=0 --wait=300 --gpu-bind=none) list
+    local log=/proc/$$/fd/2 before error=''
     [ -n "${SLURM_JOB_ID:-}" ] || usage_error "job is for inside of a job; submit queues one"
     [ ${#command[@]} -gt 0 ] || usage_error "job needs -- COMMAND..."
     [ -z "$venv" ] || export PATH=$venv/bin:$PATH
@@ -140,6 +142,7 @@ do_job() {
         [ ${#mounts[@]} -eq 0 ] || words+=(--container-mounts "${list%,}")
     fi
     trap 'interrupted=yes' TERM
+    before=$(stat -L -c %s "$log")
     srun "${words[@]}" "${command[@]}" &
     while :; do
         status=0
@@ -147,12 +150,17 @@ do_job() {
         [ "$interrupted" = yes ] || break
         interrupted=no # the signal ended the wait, not the step
     done
+    # srun ends with the largest status; that of a task that lost another hides the other's error.
+    # Both are in what it says to the job's output, which is a file unless a user said otherwise.
+    [ ! -f "$log" ] || error=$(tail -c "+$((before + 1))" "$log" |
+        sed -nE "s/^.*srun: error: .*: Exited with exit code ($final)\$/\1/p" | head -n 1)
+    status=${error:-$status}
     say "the command ended with $status"
     if [ -e "slurm-$SLURM_JOB_ID.stopped" ]; then
         rm "slurm-$SLURM_JOB_ID.stopped"
         exit "$status"
     fi
-    case $status in 0 | 1 | 2 | 126 | 127) exit "$status" ;; esac
+    [[ ! $status =~ ^(0|$final)$ ]] || exit "$status"
     [ "${SLURM_RESTART_COUNT:-0}" -lt "$max_restarts" ] ||
         fail "$max_restarts restarts are used up (--max-restarts)"
     say "queued again"

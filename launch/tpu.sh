@@ -52,7 +52,8 @@ the hosts (create, run):
 the run (run):
   --max-restarts N       after preemptions and lost processes (10)
   --detach               start the command and leave; run again to follow it
-  --delete-after         delete the slice at the end, whatever it was
+  --delete-after         delete the slice at the end, whatever that was and whoever created it, but
+                         not if something else is running there
   --keep-on-failure      keep what was created though something failed
   --poll SECONDS         between two looks at the hosts (20)
 looking (logs, ssh):
@@ -68,7 +69,8 @@ exit status: the command's own; 0 done, 1 an error, 2 usage, 3 stopped and saved
 
 example:
   launch/tpu.sh run --project p --zone us-west4-a --name a --type v5e-16 --spot --delete-after \
-      --mount gs://my-runs=/mnt/runs -- stylecrafter train configs/stage1_t2i.py --out /mnt/runs/a
+      --mount gs://my-runs=/mnt/runs -- stylecrafter train configs/stage1_t2i.py --out /mnt/runs/a \
+      --set bundle=/mnt/runs/bundles/videocrafter data.images=/mnt/runs/styled
 END
 }
 
@@ -76,31 +78,20 @@ project='' zone='' name='' type='' runtime='' capacity='' slices=1 service_accou
 internal_ips=no timeout=3600 allow_dirty=no wheel='' container='' venv='' python='' mounts=()
 max_restarts=10 detach=no delete_after=no keep=no poll=20 worker=0 slice=0 follow=no command=()
 
-parse() {
-    local value
-    while [ $# -gt 0 ]; do
-        case $1 in
-            -h | --help) usage; exit 0 ;;
-            --) shift; command=("$@"); return 0 ;;
-            --spot | --reserved)
-                [ -z "$capacity" ] || usage_error "--spot and --reserved exclude each other"
-                capacity=$1 ;;
-            --internal-ips) internal_ips=yes ;;
-            --allow-dirty) allow_dirty=yes ;;
-            --detach) detach=yes ;;
-            --delete-after) delete_after=yes ;;
-            --keep-on-failure) keep=yes ;;
-            --follow) follow=yes ;;
-            --dry-run) dry_run=yes ;;
-            --*)
-                [[ $1 == *=* ]] && { value=${1#*=}; set -- "${1%%=*}" "$value" "${@:2}"; }
-                [ $# -ge 2 ] || usage_error "$1 needs a value"
-                take "$1" "$2"
-                shift ;;
-            *) usage_error "not understood: $1" ;;
-        esac
-        shift
-    done
+# flag OPTION
+flag() {
+    case $1 in
+        --spot | --reserved)
+            [ -z "$capacity" ] || usage_error "--spot and --reserved exclude each other"
+            capacity=$1 ;;
+        --internal-ips) internal_ips=yes ;;
+        --allow-dirty) allow_dirty=yes ;;
+        --detach) detach=yes ;;
+        --delete-after) delete_after=yes ;;
+        --keep-on-failure) keep=yes ;;
+        --follow) follow=yes ;;
+        *) return 1 ;;
+    esac
 }
 
 # take OPTION VALUE
@@ -167,27 +158,38 @@ main() {
         run) [ ${#command[@]} -gt 0 ] || usage_error "run needs -- COMMAND..." ;;
     esac
     case $verb in create | run) what_to_create ;; esac
-    command -v gcloud >/dev/null || fail "gcloud is not on PATH; the Google Cloud SDK has it"
+    [ "$verb" = run ] || delete_after=no
+    [ "$detach" = no ] || [ "$delete_after" = no ] ||
+        usage_error "--detach and --delete-after exclude each other: nobody would see the end"
+    [ "$dry_run" = yes ] || command -v gcloud >/dev/null ||
+        fail "gcloud is not on PATH; the Google Cloud SDK has it"
+    scratch=$(mktemp -d "${TMPDIR:-/tmp}/stylecrafter-XXXXXX")
+    trap 'rm -rf "$scratch"' EXIT
+    keep_agent
     "do_$verb"
 }
 
 do_create() {
+    local state
     check_place
-    ! exists || fail "$name exists already and is $(request_state); run uses it, delete removes it"
+    state=$(known "" state.state)
+    [ -z "$state" ] || fail "$name exists already and is $state; run uses it, delete removes it"
     guard
     create_slice
-    set_up || fail "could not set up the hosts of $name: see the messages above"
+    try "set up the hosts" set_up || fail "$name was taken away while it was set up"
     created=no
     say "$name is ready"
 }
 
 do_run() {
     check_place
+    check_type
     guard
     run_to_the_end
 }
 
 do_logs() {
+    need_nodes
     if [ "$follow" = yes ]; then
         on_host "$worker" 'tail -n +1 -F stylecrafter/run/log'
     else
@@ -197,23 +199,24 @@ do_logs() {
 
 do_status() {
     local node state
-    state=$(request_state_or_none ACTIVE)
+    state=$(known ACTIVE state.state)
     [ -n "$state" ] || fail "there is no $name in $zone of $project"
     echo "request: $state"
-    for node in $(nodes); do echo "$node: $(node_state "$node")"; done
+    find_nodes
+    for node in $node_names; do echo "$node: $(node_state "$node")"; done
     # shellcheck disable=SC2016 # for the hosts' shell
     [ "$state" != ACTIVE ] || everywhere 'echo "$(hostname): $(bash stylecrafter/host.sh state)"'
 }
 
 do_ssh() {
-    if [ ${#command[@]} -eq 0 ]; then
-        cloud compute tpus tpu-vm ssh "$(node_of_slice)" --worker "$worker"
-    else
-        on_host "$worker" "$(quoted "${command[@]}")"
-    fi
+    local words=(--worker "$worker") node
+    need_nodes
+    node=$(node_of_slice)
+    [ ${#command[@]} -eq 0 ] || words+=(--command "$(quoted "${command[@]}")")
+    cloud compute tpus tpu-vm ssh "$node" "${words[@]}"
 }
 
-do_stop() { hosts_do stop; }
+do_stop() { need_nodes; hosts_do stop; }
 
 do_delete() { delete_slice; }
 

@@ -21,7 +21,7 @@ usage: launch/gke/run.sh run|logs|status|delete --project P --zone Z --cluster C
 
 which:
   --project P            the project
-  --zone Z               the cluster's zone or region
+  --zone Z               the cluster's zone or region; with --xpk the zone of its slices
   --cluster C            the cluster; its node pools must have the type, or be made when needed
   --name N               of the run; up to 40 of a-z, 0-9 and -
 what (run):
@@ -33,46 +33,38 @@ what (run):
                          end; may be repeated
   --service-account A    of Kubernetes; for --mount it must have access to the bucket (default)
   --max-restarts N       after preemptions and lost processes (10)
-  --xpk                  by XPK instead, in a cluster that XPK made
+  --xpk                  by XPK instead, in a cluster that XPK made; XPK has its own ways to attach
+                         storage and to name a service account
 looking (logs):
   --follow               go on printing
   --render               print the manifest, do nothing
   --dry-run              print every command, run none
 
 The image must be there. A command that ends with 1 or 2 is not started again. Training must write to
-a folder that all hosts share, such as a --mount; XPK has its own way to attach one.
+a folder that all hosts share, such as a --mount.
 
 exit status: 0, 1 an error, 2 usage
 
 example:
   launch/gke/run.sh run --project p --zone us-west4-a --cluster c --name a --type v5e-16 --spot \
       --image us-docker.pkg.dev/p/r/stylecrafter:1 --mount gs://my-runs=/mnt/runs -- \
-      stylecrafter train configs/stage1_t2i.py --out /mnt/runs/a
+      stylecrafter train configs/stage1_t2i.py --out /mnt/runs/a \
+      --set bundle=/mnt/runs/bundles/videocrafter data.images=/mnt/runs/styled
 END
 }
 
 project='' zone='' cluster='' name='' type='' image='' slices=1 spot=no mounts=()
 service_account=default max_restarts=10 xpk=no follow=no render=no command=()
 
-parse() {
-    while [ $# -gt 0 ]; do
-        case $1 in
-            -h | --help) usage; exit 0 ;;
-            --) shift; command=("$@"); return 0 ;;
-            --spot) spot=yes ;;
-            --xpk) xpk=yes ;;
-            --follow) follow=yes ;;
-            --render) render=yes ;;
-            --dry-run) dry_run=yes ;;
-            --*)
-                [[ $1 == *=* ]] && set -- "${1%%=*}" "${1#*=}" "${@:2}"
-                [ $# -ge 2 ] || usage_error "$1 needs a value"
-                take "$1" "$2"
-                shift ;;
-            *) usage_error "not understood: $1" ;;
-        esac
-        shift
-    done
+# flag OPTION
+flag() {
+    case $1 in
+        --spot) spot=yes ;;
+        --xpk) xpk=yes ;;
+        --follow) follow=yes ;;
+        --render) render=yes ;;
+        *) return 1 ;;
+    esac
 }
 
 # take OPTION VALUE
@@ -99,6 +91,11 @@ what_to_run() {
     tpu_type "$type" && [ -n "$topology" ] ||
         usage_error "--type must be a slice of v4, v5e, v5p or v6e such as v5e-16, got $type"
     [ "$slices" -ge 1 ] || usage_error "--slices must be 1 or more, got $slices"
+    if [ "$xpk" = yes ]; then
+        [ ${#mounts[@]} -eq 0 ] || usage_error "--mount is not for --xpk"
+        [ "$service_account" = default ] || usage_error "--service-account is not for --xpk"
+        [ "$render" = no ] || usage_error "--render is not for --xpk"
+    fi
     chips_of_host=$((chips < 4 ? chips : 4))
     hosts=$((chips / chips_of_host))
 }
@@ -138,7 +135,7 @@ manifest() {
         annotations=('gke-gcsfuse/volumes: "true"')
         places+=("{name: bucket-$i, mountPath: $(json "$folder"), readOnly: $(read_only)}")
         volumes+=("{name: bucket-$i, csi: {driver: gcsfuse.csi.storage.gke.io, readOnly: $(read_only), \
-volumeAttributes: {bucketName: $bucket, mountOptions: $(json "$(mount_options)")}}}")
+volumeAttributes: {bucketName: $(json "$bucket"), mountOptions: $(json "$(mount_options)")}}}")
         i=$((i + 1))
     done
     text=$(<"$root/launch/gke/jobset.yaml")
@@ -147,6 +144,7 @@ volumeAttributes: {bucketName: $bucket, mountOptions: $(json "$(mount_options)")
     fill slices "$slices"
     fill hosts "$hosts"
     fill chips "$chips_of_host"
+    fill final_statuses "$(joined '[' ']' "${final_statuses[@]}")"
     fill service_account "$(json "$service_account")"
     fill image "$(json "$image")"
     fill node_selector "$(joined '{' '}' "${selector[@]}")"
@@ -174,30 +172,37 @@ mount_options() {
     fi
 }
 
-kube() { act kubectl --context "gke_${project}_${zone}_$cluster" "$@"; }
+kube() { act kubectl --context "gke_${project}_${location}_$cluster" "$@"; }
 
-check_place() {
-    local tool state tools=(gcloud kubectl)
+# find_cluster: sets location, and has kubectl know the cluster. A zone may be one of a regional
+# cluster's, as XPK makes them.
+find_cluster() {
+    local tool state='' tools=(gcloud kubectl)
     [ "$xpk" = no ] || tools+=(xpk)
     for tool in "${tools[@]}"; do
-        command -v "$tool" >/dev/null || fail "$tool is not on PATH"
+        [ "$dry_run" = yes ] || command -v "$tool" >/dev/null || fail "$tool is not on PATH"
     done
-    state=$(ask RUNNING gcloud container clusters describe "$cluster" --location "$zone" \
-        --format 'value(status)' --project "$project" --quiet 2>/dev/null) ||
+    for location in "$zone" "${zone%-[a-z]}"; do
+        state=$(ask RUNNING gcloud container clusters describe "$cluster" --location "$location" \
+            --format 'value(status)' --project "$project" --quiet 2>/dev/null) || continue
+        break
+    done
+    [ -n "$state" ] ||
         fail "there is no cluster $cluster in $zone of $project that this account may see"
     [ "$state" = RUNNING ] || fail "the cluster $cluster is $state, not RUNNING"
-    act gcloud container clusters get-credentials "$cluster" --location "$zone" \
+    act gcloud container clusters get-credentials "$cluster" --location "$location" \
         --project "$project" --quiet
 }
 
 do_run() {
-    check_place
+    local words
     check_mounts
     if [ "$xpk" = yes ]; then
-        act xpk workload create --project "$project" --zone "$zone" --cluster "$cluster" \
-            --workload "$name" --tpu-type "$accelerator" --num-slices "$slices" \
-            --docker-image "$image" --max-restarts "$max_restarts" \
-            --command "$(quoted "${command[@]}")"
+        words=(--project "$project" --zone "$zone" --cluster "$cluster" --workload "$name")
+        words+=(--tpu-type "$accelerator" --num-slices "$slices" --docker-image "$image")
+        words+=(--max-restarts "$max_restarts")
+        [ "$spot" = no ] || words+=(--spot)
+        act xpk workload create "${words[@]}" --command "$(quoted "${command[@]}")"
         return
     fi
     kube get crd jobsets.jobset.x-k8s.io >/dev/null ||
@@ -244,6 +249,7 @@ main() {
     need "$project" --project
     need "$zone" --zone
     need "$cluster" --cluster
+    find_cluster
     case $verb in
         run) do_run ;;
         logs) do_logs ;;

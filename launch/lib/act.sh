@@ -1,8 +1,9 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # what it sets is read by launchers
 # Commands that are run, or with --dry-run printed; and how a launcher speaks. Sourced.
 #
 # dry_run is yes or no. What would be run goes to file descriptor 3, quoted so that it can be pasted.
 dry_run=no
+final_statuses=(1 2 126 127) # errors: the same command again would end alike
 exec 3>&1
 
 # say WORDS...: a line for the user.
@@ -18,6 +19,28 @@ usage_error() { say "$* (--help lists the options)"; exit 2; }
 
 # show COMMAND...: prints it as a shell would read it.
 show() { quoted "$@" >&3; }
+
+# parse WORDS...: gives options to the launcher's functions: flag OPTION, which returns 1 for those
+# with a value, and take OPTION VALUE. What comes after -- is the command.
+parse() {
+    local value
+    while [ $# -gt 0 ]; do
+        case $1 in
+            -h | --help) usage; exit 0 ;;
+            --) shift; command=("$@"); return 0 ;;
+            --dry-run) dry_run=yes ;;
+            --*)
+                if ! flag "$1"; then
+                    [[ $1 == *=* ]] && { value=${1#*=}; set -- "${1%%=*}" "$value" "${@:2}"; }
+                    [ $# -ge 2 ] || usage_error "$1 needs a value"
+                    take "$1" "$2"
+                    shift
+                fi ;;
+            *) usage_error "not understood: $1" ;;
+        esac
+        shift
+    done
+}
 
 # act COMMAND...: runs it.
 act() {

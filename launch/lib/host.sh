@@ -19,11 +19,12 @@ fail() { echo "$(hostname): $*" >&2; exit 1; }
 
 python_is_new() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# make_venv PYTHON: the images' own Python may be too old; uv brings one that is not.
+# make_venv PYTHON: with that one; the images' own may be too old, then uv brings one that is not.
 make_venv() {
+    [ -z "$1" ] || python_is_new "$1" || fail "--python: $1 is no Python of 3.11 or later"
     [ ! -x venv/bin/python ] || return 0
-    if python_is_new "$1" && "$1" -c 'import ensurepip' 2>/dev/null; then
-        "$1" -m venv venv
+    if python_is_new "${1:-python3}" && "${1:-python3}" -c 'import ensurepip' 2>/dev/null; then
+        "${1:-python3}" -m venv venv
     else
         python3 -m pip install --quiet --user uv
         "$HOME/.local/bin/uv" venv --quiet --seed --python 3.12 venv
@@ -31,13 +32,17 @@ make_venv() {
 }
 
 # mount_bucket gs://BUCKET=/FOLDER[:ro]. Written buckets are never cached: hosts must see each
-# other's files. An existing mount stays.
+# other's files. An existing mount stays, and must be the same.
 mount_bucket() {
-    local name=${1#gs://} folder options
+    local name=${1#gs://} folder mode=rw options=(--metadata-cache-ttl-secs 0) found there
     folder=${name#*=} name=${name%%=*}
-    options=(--metadata-cache-ttl-secs 0)
-    if [ "$folder" != "${folder%:ro}" ]; then folder=${folder%:ro} options=(-o ro); fi
-    ! mountpoint -q "$folder" || return 0
+    if [ "$folder" != "${folder%:ro}" ]; then folder=${folder%:ro} mode=ro options=(-o ro); fi
+    if found=$(findmnt --noheadings --output SOURCE,OPTIONS --mountpoint "$folder"); then
+        read -r found there <<<"$found"
+        [ "$found ${there%%,*}" = "$name $mode" ] ||
+            fail "--mount: $folder is $found (${there%%,*}) already, not $name ($mode)"
+        return 0
+    fi
     command -v gcsfuse >/dev/null || install_gcsfuse
     sudo mkdir -p "$folder"
     sudo gcsfuse --implicit-dirs -o allow_other --uid "$(id -u)" --gid "$(id -g)" \
@@ -50,8 +55,9 @@ install_gcsfuse() {
     curl -fsS "$site/doc/apt-key.gpg" | sudo tee "$keys" >/dev/null
     echo "deb [signed-by=$keys] $site gcsfuse-$(lsb_release -cs) main" |
         sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-    sudo apt-get -qq update
-    sudo apt-get -qq install -y gcsfuse >/dev/null
+    # A new host may be upgrading itself; update does not wait for that of its own accord.
+    for _ in $(seq 60); do ! sudo apt-get -qq update || break; sleep 10; done
+    sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y gcsfuse >/dev/null
 }
 
 pull_image() {
@@ -66,7 +72,7 @@ has() { [ -e ready ] && [ "$(cat ready)" = "$1" ]; }
 
 # setup ID [OPTIONS]: ID says what is set up; a host that has it already does nothing.
 setup() {
-    local id=$1 wheel='' image='' venv='' python=python3 mounts=() mount
+    local id=$1 wheel='' image='' venv='' python='' mounts=() mount
     shift
     while [ $# -gt 0 ]; do
         case $1 in
@@ -80,9 +86,17 @@ setup() {
         shift 2
     done
     for mount in ${mounts[@]+"${mounts[@]}"}; do mount_bucket "$mount"; done
-    ! has "$id" || return 0
+    if ! has "$id"; then install; fi
+    [ -n "$image$venv" ] || venv=$here/venv
+    # Also for a host that has it: there may be another mount.
+    { declare -p image; declare -p venv; declare -p wheel; declare -p mounts; } >settings
+    echo "$id" >ready
+}
+
+# install: what setup was told. pip takes a rebuilt wheel of the same version for the one it has.
+install() {
     [ "$(state)" != running ] || fail "is running a command of another set-up; stop it first"
-    rm -rf ready src
+    rm -rf ready src lib
     mkdir -p src bin
     tar -xf code.tar -C src
     printf '#!/usr/bin/env bash\nexec python -m stylecrafter_jax "$@"\n' >bin/stylecrafter
@@ -94,12 +108,11 @@ setup() {
         [ -z "$wheel" ] || "$venv/bin/python" -m pip install --quiet --no-deps --target lib "$wheel"
     else
         make_venv "$python"
-        venv=$here/venv
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        venv/bin/python -m pip install --quiet --disable-pip-version-check \
             -c src/constraints.txt "${wheel:-./src}[tpu]"
+        [ -z "$wheel" ] || venv/bin/python -m pip install --quiet --disable-pip-version-check \
+            --force-reinstall --no-deps "$wheel"
     fi
-    { declare -p image; declare -p venv; declare -p wheel; declare -p mounts; } >settings
-    echo "$id" >ready
 }
 
 # in_place COMMAND...: becomes the command, in its environment.
@@ -115,7 +128,7 @@ in_place() {
         done
         sudo docker rm --force stylecrafter >/dev/null 2>&1 || true
         exec sudo docker run --rm --name stylecrafter --privileged --net=host --shm-size=16g \
-            ${volumes[@]+"${volumes[@]}"} "$image" "$@"
+            --stop-timeout 120 ${volumes[@]+"${volumes[@]}"} "$image" "$@"
     fi
     export PATH=$here/bin:$venv/bin:$PATH PYTHONUNBUFFERED=1
     if [ -n "$wheel" ]; then export PYTHONPATH=$here/lib; else export PYTHONPATH=$here/src; fi

@@ -4,7 +4,9 @@
 # A slice is a queued resource of the same name; its nodes are --name, or with --slices --name-0, ....
 created=no  # whether this call has asked for what is there
 fresh=no     # whether its hosts were never set up
-following=no # whether this call follows a command on the hosts
+started=no   # whether its command was started there
+following=no # whether this call follows it now
+node_names='' # what find_nodes found
 
 # cloud WORDS...: the only way to gcloud for what acts; cloud_says ANSWER WORDS... for what is asked.
 # Both go on to the right project and zone, and neither asks questions.
@@ -13,6 +15,19 @@ cloud_says() {
     local answer=$1
     shift
     ask "$answer" gcloud "$@" --project "$project" --quiet
+}
+
+# quiet COMMAND...: what it says on standard error is for the user only if it fails.
+quiet() {
+    local status=0
+    "$@" 2>"$scratch/said" || status=$?
+    [ "$status" = 0 ] || cat "$scratch/said" >&2
+    return "$status"
+}
+
+# keep_agent: an ssh-agent only if it has gcloud's key; with any other gcloud refuses to copy files.
+keep_agent() {
+    ssh-add -T "$HOME/.ssh/google_compute_engine.pub" >/dev/null 2>&1 || unset SSH_AUTH_SOCK
 }
 
 # check_place: everything that would make creation fail, one line each.
@@ -40,45 +55,77 @@ offered() {
         fail "$option $value is not among the $what: $(sort -u <<<"$found" | tr '\n' ' ')"
 }
 
-request_state() {
-    cloud_says ACTIVE compute tpus queued-resources describe "$name" --zone "$zone" \
-        --format 'value(state.state)'
+# request DRY FIELD: prints a field of the request, or nothing if there is no such request; 1 if the
+# cloud does not say. known DRY FIELD: the same, and after some tries the end.
+request() {
+    cloud_says "$1" compute tpus queued-resources describe "$name" --zone "$zone" \
+        --format "value($2)" 2>"$scratch/said" || grep -q NOT_FOUND "$scratch/said"
+}
+known() {
+    local tries
+    for tries in 1 2 3; do
+        ! request "$@" || return 0
+        [ "$tries" = 3 ] || pause
+    done
+    fail "could not ask whether there is a $name: $(head -n 1 "$scratch/said")"
 }
 
-# exists: in a dry run, nothing does.
-exists() { [ -n "$(request_state_or_none "")" ]; }
-
-# request_state_or_none DRY: the state, or nothing if there is no such request.
-request_state_or_none() {
-    cloud_says "$1" compute tpus queued-resources describe "$name" --zone "$zone" \
-        --format 'value(state.state)' 2>/dev/null || true
+# check_type: what is there already must be what was asked for.
+check_type() {
+    local found
+    found=$(known "$accelerator" 'tpu.nodeSpec[0].node.acceleratorType')
+    [ -z "$found" ] || [ "$found" = "$accelerator" ] ||
+        fail "--type: $name exists already and is $found, not $accelerator"
 }
 
 node_state() {
     cloud_says READY compute tpus tpu-vm describe "$1" --zone "$zone" --format 'value(state)'
 }
 
-nodes() {
-    local i
-    if [ "$slices" = 1 ]; then echo "$name"; return; fi
-    for ((i = 0; i < slices; i++)); do echo "$name-$i"; done
+# find_nodes: for who was not told how many slices there are. need_nodes: the end if there are none.
+find_nodes() {
+    node_names=$(cloud_says "$name" compute tpus tpu-vm list --zone "$zone" \
+        --filter "queuedResource~/$name\$" --format 'value(name.basename())')
+}
+need_nodes() {
+    find_nodes
+    [ -n "$node_names" ] || fail "there is no $name in $zone of $project"
 }
 
-node_of_slice() { if [ "$slices" = 1 ]; then echo "$name"; else echo "$name-$slice"; fi; }
+nodes() {
+    local i
+    if [ -n "$node_names" ]; then
+        echo "$node_names"
+    elif [ "$slices" = 1 ]; then
+        echo "$name"
+    else
+        for ((i = 0; i < slices; i++)); do echo "$name-$i"; done
+    fi
+}
+
+node_of_slice() {
+    nodes | grep -xE -- "$name(-$slice)?" || fail "--slice: $name has no slice $slice"
+}
 
 # everywhere COMMAND: on all hosts. on_host WORKER COMMAND: on one. hosts_do WORDS...: host.sh on all;
 # 7 if that ran somewhere and failed, any other status if a host was not reached.
 everywhere() {
     local node
     for node in $(nodes); do
-        cloud compute tpus tpu-vm ssh "$node" --worker all --command "$1" || return
+        quiet cloud compute tpus tpu-vm ssh "$node" --worker all --command "$1" || return
     done
 }
 hosts_do() { everywhere "bash stylecrafter/host.sh $(quoted "$@") || exit 7"; }
-on_host() { cloud compute tpus tpu-vm ssh "$(node_of_slice)" --worker "$1" --command "$2"; }
+on_host() {
+    local node
+    node=$(node_of_slice) || exit
+    quiet cloud compute tpus tpu-vm ssh "$node" --worker "$1" --command "$2"
+}
 
 # guard: from here on, what this call creates is deleted if it fails.
 guard() {
+    trap 'exit 129' HUP
+    trap 'exit 141' PIPE
     trap 'exit 130' INT
     trap 'exit 143' TERM
     trap clean_up EXIT
@@ -86,23 +133,37 @@ guard() {
 
 clean_up() {
     local status=$?
-    trap '' INT TERM
-    [ "$created" = no ] || [ "$following" = no ] || stop_and_wait
+    # Nothing may end this before the slice is gone: no second signal, no closed terminal or pipe.
+    trap '' INT TERM HUP PIPE
+    set +e
+    [ "$created$delete_after" = nono ] || [ "$following" = no ] || stop_and_wait
     if [ "$created" = yes ] && [ "$keep" = yes ] && [ "$dry_run" = no ]; then
         say "$name is kept, and costs money; launch/tpu.sh delete removes it"
-    elif [ "$created" = yes ]; then
-        say "deleting $name, which this call created"
+    elif [ "$created" = no ] && [ "$delete_after" = yes ] && [ "$started" = no ] && ! idle; then
+        say "$name is kept, and costs money: its hosts may be running something else"
+    elif [ "$created$delete_after" != nono ]; then
+        say "deleting $name"
         delete_slice || say "could not delete $name: it may cost money; see launch/tpu.sh status"
     fi
+    rm -rf "$scratch"
     exit "$status"
+}
+
+# idle: all hosts say that no command is running.
+idle() {
+    local states
+    states=$(hosts_do state) && [[ $states != *running* ]]
 }
 
 # stop_and_wait: the command gets two minutes to save.
 stop_and_wait() {
-    local began=$SECONDS
+    local began=$SECONDS states
     say "stopping the command, so that it saves"
     hosts_do stop || return 0
-    while [ $((SECONDS - began)) -lt 120 ] && hosts_do state | grep -q running; do pause; done
+    while [ $((SECONDS - began)) -lt 120 ] && states=$(hosts_do state); do
+        [[ $states == *running* ]] || return 0
+        pause
+    done
 }
 
 create_slice() {
@@ -118,21 +179,25 @@ create_slice() {
     [ -z "$service_account" ] || options+=(--service-account "$service_account")
     say "asking for $accelerator in $zone"
     created=yes fresh=yes
-    cloud compute tpus queued-resources create "$name" "${options[@]}" \
-        --valid-until-duration "${timeout}s" || fail "could not ask for $name: see gcloud's message"
+    if ! quiet cloud compute tpus queued-resources create "$name" "${options[@]}" \
+        --valid-until-duration "${timeout}s"; then
+        ! grep -q ALREADY_EXISTS "$scratch/said" || created=no # somebody else's
+        fail "could not ask for $name: see gcloud's message"
+    fi
     wait_for_slice
 }
 
 wait_for_slice() {
     local state said='' began=$SECONDS
     while :; do
-        state=$(request_state) || state=unknown
+        state=$(request ACTIVE state.state) || true
         case $state in
             ACTIVE) return 0 ;;
             FAILED | SUSPENDING | SUSPENDED)
                 fail "$name is $state: $(cloud_says '' compute tpus queued-resources describe "$name" \
                     --zone "$zone" --format 'value(state)' || true)" ;;
         esac
+        state=${state:-unknown}
         [ "$state" = "$said" ] || say "$name is $state"
         said=$state
         [ $((SECONDS - began)) -lt "$timeout" ] ||
@@ -148,7 +213,7 @@ pause() {
 }
 
 delete_slice() {
-    cloud compute tpus queued-resources delete "$name" --force || return 1
+    quiet cloud compute tpus queued-resources delete "$name" --force || return 1
     created=no
 }
 
@@ -190,19 +255,19 @@ set_up() {
 
 # send_code: the code and host.sh to ~/stylecrafter of all hosts.
 send_code() {
-    local parcel=${TMPDIR:-/tmp}/stylecrafter-$name node files
-    act mkdir -p "$parcel"
+    local node files
+    act mkdir -p "$scratch" # for who pastes a dry run
     if [ -z "$wheel$container" ]; then
-        act git -C "$root" archive --format tar --output "$parcel/code.tar" "$code_id" \
+        act git -C "$root" archive --format tar --output "$scratch/code.tar" "$code_id" \
             stylecrafter_jax configs pyproject.toml constraints.txt README.md LICENSE
     else
-        act tar -C "$root" -cf "$parcel/code.tar" configs constraints.txt
-    fi
-    files=("$launch/lib/host.sh" "$parcel/code.tar")
+        act tar -C "$root" -cf "$scratch/code.tar" configs constraints.txt
+    fi || fail "could not pack the code"
+    files=("$launch/lib/host.sh" "$scratch/code.tar")
     [ -z "$wheel" ] || files+=("$wheel")
     everywhere 'mkdir -p stylecrafter' || return 1
     for node in $(nodes); do
-        cloud compute tpus tpu-vm scp "${files[@]}" "$node:stylecrafter/" --worker all || return 1
+        quiet cloud compute tpus tpu-vm scp "${files[@]}" "$node:stylecrafter/" --worker all ||
+            return 1
     done
-    act rm -r "$parcel"
 }

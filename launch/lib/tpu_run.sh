@@ -4,22 +4,23 @@
 # stylecrafter train ends with 0 done, 3 stopped and saved, 4 another process was lost, 1 an error,
 # 2 usage; 128 and more is a signal. After 3, 4 and signals the same command goes on.
 restarts=0
-patience=10 # looks in a row at hosts that do not answer, though the slice is said to be there
+patience=10 # tries in a row with hosts that do not answer, though the slice is said to be there
 
 run_to_the_end() {
     while :; do
         outcome=preempted
         if bring_up && try "set up the hosts" set_up && try "start the command" start_everywhere; then
             [ "$detach" = no ] || { created=no; say "started; run again to follow it"; return 0; }
-            following=yes
+            started=yes following=yes
             watch_hosts
             following=no
         fi
         case $outcome in
             0) finish 0 "done" ;;
             stopped*) finish "${outcome#stopped }" "stopped as asked; run again to go on" ;;
-            1 | 2 | 126 | 127) finish "$outcome" "the command ended with $outcome" ;;
         esac
+        ! one_of "$outcome" "${final_statuses[@]}" ||
+            finish "$outcome" "the command ended with $outcome"
         again
     done
 }
@@ -27,7 +28,7 @@ run_to_the_end() {
 # bring_up: a slice that is there, or the end.
 bring_up() {
     local state
-    state=$(request_state_or_none "")
+    state=$(known "" state.state) || exit
     case $state in
         '') create_slice ;;
         SUSPENDING | SUSPENDED | FAILED) replace_slice ;;
@@ -42,24 +43,27 @@ replace_slice() {
     create_slice
 }
 
-# try WHAT STEP: 1 if the slice was taken away meanwhile; the end if the step itself failed.
+# try WHAT STEP: 1 if the slice was taken away meanwhile; the end if the step itself failed. A step
+# that did not reach a host is done again.
 try() {
-    local status=0 looks
-    "$2" || status=$?
-    [ "$status" != 0 ] || return 0
-    [ "$status" != 7 ] || fail "could not $1 of $name: see the messages above"
-    for ((looks = 0; looks < patience; looks++)); do
+    local status tries
+    for ((tries = 0; tries < patience; tries++)); do
+        status=0
+        "$2" || status=$?
+        [ "$status" != 0 ] || return 0
+        [ "$status" != 7 ] || fail "could not $1 of $name: see the messages above"
         ! gone || return 1
         pause
     done
-    fail "could not $1: the hosts of $name do not answer, though it is $(request_state || true)"
+    fail "could not $1: the hosts of $name do not answer, though it is" \
+        "$(request "" state.state || true)"
 }
 
 # gone: the slice was taken away, wholly or in part. Not knowing is not being gone.
 gone() {
     local node state
     [ "$dry_run" = no ] || return 1
-    state=$(request_state_or_none "")
+    state=$(request "" state.state) || true
     case $state in SUSPENDING | SUSPENDED | FAILED) return 0 ;; esac
     for node in $(nodes); do
         state=$(node_state "$node" 2>/dev/null) || continue
@@ -76,8 +80,7 @@ start_everywhere() {
 # watch_hosts: prints worker 0's output until all hosts are done; sets outcome to what they ended with:
 # an error of any, else what calls for another run, else 0; "stopped N", or "preempted".
 watch_hosts() {
-    local states printed=0 out_of_reach=0 part
-    part=$(mktemp)
+    local states printed=0 out_of_reach=0 part=$scratch/part
     while :; do
         if states=$(hosts_do state) &&
             on_host 0 "bash stylecrafter/host.sh log $printed" >"$part"; then
@@ -92,18 +95,18 @@ watch_hosts() {
         if gone; then outcome=preempted; break; fi
         out_of_reach=$((out_of_reach + 1))
         [ "$out_of_reach" -lt "$patience" ] ||
-            fail "the hosts of $name do not answer; the slice is there: $(request_state || true)"
+            fail "the hosts of $name do not answer; the slice is there:" \
+                "$(request "" state.state || true)"
         pause
     done
-    rm -f "$part"
 }
 
 # worst STATES: one word or two for the states of all hosts.
 worst() {
     local word status result=0
     while read -r word status; do
+        ! one_of "$status" "${final_statuses[@]}" || { echo "$status"; return; }
         case $word:$status in
-            *:1 | *:2 | *:126 | *:127) echo "$status"; return ;;
             *:0) ;;
             stopped:*) result="stopped $status" ;;
             *) [[ $result == stopped* ]] || result=${status:-4} ;; # lost, or never started
@@ -129,6 +132,7 @@ finish() {
     case $status in 0 | 3) ;; *) hosts_do last >&2 || true ;; esac
     if [ "$delete_after" = yes ]; then
         delete_slice || fail "could not delete $name: it costs money; try launch/tpu.sh delete"
+        delete_after=no # it is done
     elif [ "$status" = 0 ] || [ "$status" = 3 ]; then
         created=no # not a failure
     fi

@@ -19,7 +19,7 @@ cubic=(4:2x2x1 8:2x2x2 16:2x2x4 32:2x4x4 64:4x4x4 128:4x4x8 256:4x8x8 512:8x8x8)
 tpu_type() {
     local row ours theirs unit size pair
     [[ $1 =~ ^([a-z0-9]+)-([0-9]+)$ ]] || return 1
-    size=${BASH_REMATCH[2]}
+    size=$((10#${BASH_REMATCH[2]}))
     for row in "${generations[@]}"; do
         read -r ours theirs label runtime unit <<<"$row"
         one_of "${BASH_REMATCH[1]}" "$ours" "$theirs" || continue

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ EMPTY = {
     "waits": 2,  # looks at a request before its slice is there
     "never": False,  # whether it never is
     "refuse": "",  # why requests are refused
+    "failing": {},  # command -> what its next calls fail with
     "environment": {},  # of the hosts, beside what they have anyway
 }
 
@@ -51,7 +53,9 @@ class Cloud:
         (folder / "cloud.json").write_text(json.dumps(EMPTY))
         self.environment = {
             **{
-                k: v for k, v in os.environ.items() if not k.startswith("JAX_") and k != "XLA_FLAGS"
+                k: v
+                for k, v in os.environ.items()
+                if not k.startswith(("JAX_", "XLA_FLAGS", "SSH_"))
             },
             "PATH": os.pathsep.join([str(HERE / "bin"), os.environ["PATH"]]),
             "STAND_IN_CLOUD": str(folder),
@@ -113,6 +117,17 @@ class Cloud:
             if mark in values and b"STAND_IN_HOST=" in values:
                 found.append(int(environ.parent.name))
         return found
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """A folder for PATH that has what the launchers use, but no cloud's tools."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    for name in ("bash", "cat", "dirname", "env", "git", "grep", "mkdir", "mktemp", "rm", "sort",
+                 "tr", "wc"):  # fmt: skip
+        (folder / name).symlink_to(shutil.which(name))
+    return folder
 
 
 @pytest.fixture

@@ -93,6 +93,9 @@ def srun(words):
     pids = " ".join(str(task.pid) for task in tasks)
     (ROOT / os.environ["SLURM_JOB_ID"] / "tasks").write_text(pids)
     statuses = [task.wait() for task in tasks]
+    for i, status in enumerate(statuses):
+        if status > 0:
+            print(f"srun: error: node1: task {i}: Exited with exit code {status}", file=sys.stderr)
     sys.exit(max(128 - s if s < 0 else s for s in statuses))
 
 

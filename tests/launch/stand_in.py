@@ -46,6 +46,7 @@ FLAGS = {  # command -> flag -> number of values
     "compute tpus queued-resources describe": {"--zone": 1},
     "compute tpus queued-resources delete": {"--async": 0, "--force": 0, "--zone": 1},
     "compute tpus tpu-vm describe": {"--zone": 1},
+    "compute tpus tpu-vm list": LIST | {"--zone": 1},
     "compute tpus tpu-vm ssh": SSH | {"--command": 1, "--ssh-flag": 1, "--output-directory": 1},
     "compute tpus tpu-vm scp": SSH | {"--scp-flag": 1, "--recurse": 0, "--compress": 0},
     "storage buckets describe": {"--raw": 0, "--additional-headers": 1},
@@ -60,6 +61,7 @@ FLAGS = {  # command -> flag -> number of values
 FLAGS |= {  # what the stand-in knows, but does not do: docs/tpu.md has them
     "auth login": {"--brief": 0},
     "projects create": {"--name": 1, "--organization": 1, "--folder": 1, "--set-as-default": 0},
+    "billing accounts list": LIST,
     "billing projects link": {"--billing-account": 1},
     "services enable": {"--async": 0},
     "compute tpus queued-resources list": LIST | {"--zone": 1},
@@ -67,6 +69,7 @@ FLAGS |= {  # what the stand-in knows, but does not do: docs/tpu.md has them
         **{"--location": 1, "--default-storage-class": 1},
         **{"--uniform-bucket-level-access": 0, "--enable-hierarchical-namespace": 0},
     },
+    "storage buckets add-iam-policy-binding": {"--member": 1, "--role": 1, "--condition": 1},
     "storage rsync": {"--recursive": 0, "--dry-run": 0},
     "storage cat": {"--range": 1},
     "storage rm": {"--recursive": 0},
@@ -109,11 +112,12 @@ def write(state):
 
 def show(resource, flags):
     """Prints one field, as --format value(FIELD) does."""
-    field = re.fullmatch(r"value\(([\w.]+)\)", flags.get("format", ""))
+    field = re.fullmatch(r"value\(([\w.\[\]]+)\)", flags.get("format", ""))
     if not field:
         error(f"the launchers ask for single fields, got --format {flags.get('format')}", 2)
-    for name in field[1].split("."):
-        resource = resource.get(name, "") if resource else ""
+    for name in re.findall(r"\w+", field[1]):
+        if resource:
+            resource = resource[int(name)] if name.isdigit() else resource.get(name, "")
     print(resource)
 
 
@@ -156,6 +160,8 @@ def create(state, name, flags):
         error(f"RESOURCE_EXHAUSTED: {state['refuse']}")
     waits = ["WAITING_FOR_RESOURCES", "PROVISIONING"][: state["waits"]]
     state["requests"][name] = {"state": {"state": "ACTIVE"}, "nodes": node_names, "waits": waits}
+    spec = [{"node": {"acceleratorType": flags["accelerator-type"]}}]
+    state["requests"][name]["tpu"] = {"nodeSpec": spec}
     if state["never"]:
         state["requests"][name]["waits"] = ["WAITING_FOR_RESOURCES"] * 10_000
     state["created"].append({"name": name, **flags})
@@ -258,6 +264,7 @@ def ssh(state, name, flags):
     """Runs the command on all workers at once; like ssh, waits for whoever holds its output."""
     if "command" not in flags:
         error("the stand-in has no terminal", 2)
+    print("Using ssh batch size of 1. Attempting to SSH into 1 nodes.", file=sys.stderr)
     running = []
     for home, worker in reachable(state, name, flags):
         environment = host_environment(state["nodes"][name], home, worker)
@@ -278,7 +285,10 @@ def scp(state, places, flags):
     name, colon, folder = target.partition(":")
     if not colon or not sources:
         error("scp takes files and NODE:FOLDER", 2)
-    for home, _ in reachable(state, name, flags):
+    homes = reachable(state, name, flags)
+    if len(homes) > 1 and "SSH_AUTH_SOCK" in os.environ:
+        error("SSH Key is not present in the SSH agent.")
+    for home, _ in homes:
         for source in sources:
             shutil.copy(source, home / folder)
 
@@ -288,6 +298,10 @@ def main(words):
         log.write(json.dumps(words) + "\n")
     command, places, flags = parse(words)
     state = read()
+    if state["failing"].get(command):
+        message = state["failing"][command].pop(0)
+        write(state)
+        error(message)
     if command == "auth list":
         return show_all(state["accounts"], "account", flags)
     if command == "projects describe":
@@ -297,6 +311,8 @@ def main(words):
     if command.startswith("container clusters"):
         in_place(state, flags, zoned=False)
         cluster = named(state, "clusters", places[0])
+        if flags["location"] != cluster.get("location", flags["location"]):
+            error("NOT_FOUND: it is elsewhere")
         return show(cluster, flags) if command.endswith("describe") else None
     if command == "compute tpus locations list":
         in_place(state, flags, zoned=False)
@@ -320,6 +336,10 @@ def main(words):
             delete(state, places[0], flags)
         case "tpu-vm describe":
             return show(named(state, "nodes", places[0]), flags)
+        case "tpu-vm list":
+            name = flags["filter"].removeprefix("queuedResource~/").removesuffix("$")
+            nodes = state["requests"].get(name, {"nodes": []})["nodes"]
+            return show_all(nodes, "name.basename()", flags)
         case "tpu-vm ssh":
             return ssh(state, places[0], flags)
         case "tpu-vm scp":

@@ -12,7 +12,6 @@ PAGE = (ROOT / "docs/tpu.md").read_text()
 # Every command as words behind each other: stylecrafter's own, and the ones that launchers run.
 SHELL = """
 set -euo pipefail
-export BILLING_ACCOUNT=0
 keep() { printf '%s\\0' "$@" >>"$WORDS"; printf '\\n\\0' >>"$WORDS"; }
 stylecrafter() { keep "$@"; }
 gcloud() { "$STAND_IN_PYTHON" -S -c 'import sys, stand_in; stand_in.parse(sys.argv[1:])' "$@"; }

@@ -53,6 +53,7 @@ def test_the_manifest_is_a_jobset_that_starts_again_but_not_after_errors():
 
 # Type, GKE's names and the nodes of a slice, from "Plan TPUs in GKE".
 TYPES = [
+    ("v5e-08", "tpu-v5-lite-podslice", "2x4", 2, 4),
     ("v5e-1", "tpu-v5-lite-podslice", "1x1", 1, 1),
     ("v5e-4", "tpu-v5-lite-podslice", "2x2", 1, 4),
     ("v5e-16", "tpu-v5-lite-podslice", "4x4", 4, 4),
@@ -96,6 +97,8 @@ def test_buckets_and_spot_nodes():
     assert {v["csi"]["driver"] for v in spec["volumes"]} == {"gcsfuse.csi.storage.gke.io"}
     buckets = [v["csi"]["volumeAttributes"]["bucketName"] for v in spec["volumes"]]
     assert buckets == ["runs", "data"]
+    (number,) = pod_of(rendered("--type", "v5e-16", "--mount", "gs://1234=/mnt"))["spec"]["volumes"]
+    assert number["csi"]["volumeAttributes"]["bucketName"] == "1234"
     plain = pod_of(rendered("--type", "v5e-16"))
     assert plain["spec"]["volumes"] == [] and not plain["metadata"]["annotations"]
 
@@ -127,8 +130,36 @@ def test_xpk_gets_the_same(cloud):
         *("--tpu-type=v5litepod-16", "--num-slices=2", "--docker-image=registry/image:1"),
         "--max-restarts=10",
     ]
+    assert "--spot\n" in cloud.run("run", "--spot", *words[1:], script=SCRIPT)[0]
     read = subprocess.check_output(["bash", "-c", f"printf '%s\\0' {command}"], text=True)
     assert read.split("\0")[:-1] == COMMAND
+
+
+@pytest.mark.parametrize("words", [("--xpk",), ()])
+def test_a_zone_may_be_one_of_a_regional_cluster(cloud, words):
+    cloud.set(clusters={"c": {"status": "RUNNING", "location": "us-west4"}})
+    place = [*PLACE[:3], "us-west4-a", *PLACE[4:]]
+    out, _ = cloud.run("run", *place, *RUN, "--type", "v5e-16", *words, "--", "ls", script=SCRIPT)
+    assert ("--zone=us-west4-a" in out) == bool(words)
+    log = (cloud.folder / "kubectl.log").read_text() if not words else ""
+    assert log.count("gke_p_us-west4_c") == len(log.splitlines())
+    *_, credentials = cloud.calls() if words else [c for c in cloud.calls() if "us-west4" in c]
+    assert credentials[2] == "get-credentials" and "us-west4" in credentials
+
+
+@pytest.mark.parametrize("verb", ["logs", "status", "delete"])
+def test_every_command_makes_the_cluster_known(cloud, verb):
+    cloud.run("run", *PLACE, *RUN, "--type", "v5e-16", "--", "ls", script=SCRIPT)
+    before = len(cloud.calls())
+    cloud.run(verb, *PLACE, "--name", "a", script=SCRIPT)
+    assert any("get-credentials" in call for call in cloud.calls()[before:])
+
+
+def test_a_dry_run_needs_no_tools(cloud, tools):
+    words = ("run", *PLACE, *RUN, "--type", "v5e-16", "--dry-run", "--", *COMMAND)
+    out, _ = cloud.run(*words, script=SCRIPT)
+    cloud.environment["PATH"] = str(tools)
+    assert cloud.run(*words, script=SCRIPT)[0] == out
 
 
 def test_a_dry_run_prints_what_would_be_done_and_does_nothing(cloud):
@@ -176,6 +207,13 @@ def test_a_cluster_without_jobset_is_one_line(cloud):
             "--type must be a slice of v4, v5e, v5p or v6e such as v5e-16, got v5e-17",
         ),
         (("run", *RUN, "--type", "v5e-16", "--", "ls"), "--project is missing"),
+        *(
+            (
+                ("run", *PLACE, *RUN, "--type", "v5e-16", "--xpk", *words, "--", "ls"),
+                f"{words[0]} is not for --xpk",
+            )
+            for words in (("--mount", "gs://runs=/a"), ("--service-account", "a"), ("--render",))
+        ),
         (("status", *PLACE, "--name", "a", "--", "ls"), "status takes no command"),
     ],
 )

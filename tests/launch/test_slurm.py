@@ -73,7 +73,7 @@ def test_what_saved_lost_a_process_or_was_killed_is_queued_again(cluster, cloud)
     words = ("--nodes", "1", "--gpus-per-node", "1", "--", "bash", "-c", program, "-")
     cluster.run("submit", *NAME, *words, cluster.folder / "ended_with_")
     assert cloud.until(cluster.ended) == "0"
-    said = [line for line in cluster.log().splitlines() if "with" in line or "end" == line]
+    said = [line for line in cluster.log().splitlines() if "ended with" in line or "end" == line]
     assert said == [
         *(f"gpu_slurm.sh: the command ended with {n}" for n in (3, 4, 137)),
         *("end", "gpu_slurm.sh: the command ended with 0"),
@@ -88,9 +88,21 @@ def test_an_error_is_not_queued_again_and_restarts_are_limited(cluster, cloud, e
     words = ("--gpus-per-node", "1", "--max-restarts", "1", "--", "bash", "-c", f"exit {ends}")
     cluster.run("submit", *NAME, *words)
     assert cloud.until(cluster.ended) == "1"
-    said = [line.removeprefix("gpu_slurm.sh: ") for line in cluster.log().splitlines()]
+    said = [
+        line.removeprefix("gpu_slurm.sh: ")
+        for line in cluster.log().splitlines()
+        if not line.startswith("srun: ")
+    ]
     more = [] if ends == 1 else [lines[0], "1 restarts are used up (--max-restarts)"]
     assert said == lines + more
+
+
+def test_an_error_of_one_task_counts_more_than_the_others_that_lost_it(cluster, cloud):
+    program = '[ "$SLURM_PROCID" != 1 ] || exit 1; exit 4'
+    cluster.run("submit", *NAME, *SMALL, "--max-restarts", "1", "--", "bash", "-c", program)
+    assert cloud.until(cluster.ended) == "1"
+    assert "gpu_slurm.sh: the command ended with 1" in cluster.log()
+    assert "queued again" not in cluster.log()
 
 
 def test_stop_lets_the_command_save_and_is_the_end(cluster, cloud):
