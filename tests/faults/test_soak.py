@@ -1,10 +1,11 @@
-"""The soak of `tests.faults.soak`, short."""
+"""The soak of `tests.faults.soak`: the long one on record, and a short one."""
 
+import json
 import os
 
 import pytest
 
-from tests.faults.soak import soak
+from tests.faults.soak import ROOT, soak
 
 
 def check(found, mib_per_1000_steps):
@@ -15,6 +16,12 @@ def check(found, mib_per_1000_steps):
         # A save that is under way at one of the looks holds some more.
         assert held[name]["late"] <= held[name]["early"] + 8, name
     assert found["left_after_kills"] == {"temporary": 0, "torn": 0}
+
+
+def test_the_long_soak_on_record_held():
+    found = json.loads((ROOT / "benchmarks/results/soak.json").read_text())
+    assert found["steps"] >= 10_000 and len(found["killed_at"]) >= 10
+    check(found, mib_per_1000_steps=10)
 
 
 @pytest.mark.slow
