@@ -313,8 +313,12 @@ def on_one_device(tree: Any) -> Any:
     return jax.tree.map(take, tree)
 
 
-def placed(tree: Any, layout: Layout, mesh: Mesh) -> Any:
-    """Returns abstract arrays that lie on a mesh, for a tree of arrays, abstract or not."""
+def placed(tree: Any, layout: Layout, mesh: Mesh | None) -> Any:
+    """Returns abstract arrays that lie on a mesh, for a tree of arrays, abstract or not.
+
+    None is one device, as of `put_weights`.
+    """
+    mesh = make_mesh(np.array(jax.local_devices()[:1])) if mesh is None else mesh
 
     def place(x: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
         one = SingleDeviceSharding(mesh.devices.flat[0])

@@ -53,7 +53,8 @@ from stylecrafter_jax.train.step import (
     Batch,
     Metrics,
     TrainState,
-    init_state,
+    put_state,
+    state_like,
 )
 from stylecrafter_jax.train.throughput import Work, step_flops, work
 from stylecrafter_jax.train.wandb_log import WandbLog
@@ -110,10 +111,11 @@ def train(
         stack.callback(store.close)
         by_leader(store.sweep)
         mesh, tx = parts.mesh, parts.tx
-        state = put_weights(init_state(parts.start.trainable, tx), mesh)
         means, spikes = Means(labels(parts.start.config)), Spikes(settings.spike_deviations)
-        if store.latest() is not None:
-            restored = store.restore(state)
+        if store.latest() is None:
+            state = put_state(parts.start.trainable, tx, mesh)
+        else:
+            restored = store.restore(state_like(parts.start.trainable, tx, mesh))
             state = restored.state
             watched = restored.data.pop(WATCHED, {})
             means.set_state(watched.get("means", {}))
@@ -141,6 +143,7 @@ def train(
             profile=profile,
         )
         frozen = put_weights(parts.start.frozen, mesh, experiment.mesh.frozen_layout)
+        parts = parts.without_weights()
         loop = _Loop(experiment, parts, frozen, feed, store, log, tools, {})
         with _saying_what_is_too_large():
             done = loop.iterate(state, done, stop)

@@ -188,7 +188,7 @@ def make_encoder(
     mesh = Mesh(np.array(devices), ("data",))
     by_row = NamedSharding(mesh, PartitionSpec("data"))
     frozen_dtype = jnp.dtype(settings.frozen_dtype)
-    held = {name: jnp.asarray(value, frozen_dtype) for name, value in params.items()}
+    held = {name: np.asarray(value, frozen_dtype) for name, value in params.items()}
     held = jax.device_put(held, NamedSharding(mesh, PartitionSpec()))
     nets = networks(config, jnp.dtype(settings.compute_dtype))
 

@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Key
 
 from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.config import ConfigError
-from stylecrafter_jax.data.device import DeviceBatches
 from stylecrafter_jax.files import write_json
 from stylecrafter_jax.media.video import contact_sheet, write_frames
 from stylecrafter_jax.params import Params
@@ -33,7 +32,16 @@ from stylecrafter_jax.train.objective import are_pictures, rows_of
 from stylecrafter_jax.train.runs import CHECKPOINTS, check_same
 from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import Start
-from stylecrafter_jax.train.step import HALT, Batch, Loss, Metrics, TrainState, init_state, row_keys
+from stylecrafter_jax.train.step import (
+    HALT,
+    Batch,
+    Loss,
+    Metrics,
+    TrainState,
+    put_state,
+    row_keys,
+    state_like,
+)
 
 REPLAY = "replay"
 LARGEST = 20  # weights listed by their gradient
@@ -119,12 +127,12 @@ def replay(experiment: Experiment, run: Path, step: int) -> Replayed:
         parts = together(functools.partial(setup.prepare, experiment, run, stack))
         agree(parts.identity(experiment))
         together(lambda: check_same(run, experiment, parts.start.manifest))
-        state = put_weights(init_state(parts.start.trainable, parts.tx), parts.mesh)
-        state = _restored(run, step, state, parts.ahead)
+        state = _state_before(run, step, parts)
         start = int(state.step)
         feed = Feed(parts.ahead, parts.mesh, start)
         stack.enter_context(parts.ahead)
         frozen = put_weights(parts.start.frozen, parts.mesh, experiment.mesh.frozen_layout)
+        parts = parts.without_weights()
         key = jax.random.key(experiment.train.seed)
         index, metrics, looked = np.zeros(0, np.int64), {}, None
         batch: Batch = {}
@@ -152,19 +160,20 @@ class _Looked(NamedTuple):
     gradients: dict[str, float]
 
 
-def _restored(run: Path, step: int, state: TrainState, ahead: DeviceBatches) -> TrainState:
+def _state_before(run: Path, step: int, parts: setup.Parts) -> TrainState:
     """Returns the newest state before a step, and puts the batches where it stands."""
+    trainable, tx, mesh = parts.start.trainable, parts.tx, parts.mesh
     if not (run / CHECKPOINTS).is_dir():
-        return state
+        return put_state(trainable, tx, mesh)
     store = Store(run / CHECKPOINTS)
     try:
         before = [number for number in store.steps() if number < step]
         if not before:
-            return state
-        restored = store.restore(state, before[-1])
+            return put_state(trainable, tx, mesh)
+        restored = store.restore(state_like(trainable, tx, mesh), before[-1])
     finally:
         store.close()
-    ahead.set_state(own_ledger(restored.data))
+    parts.ahead.set_state(own_ledger(restored.data))
     return restored.state
 
 

@@ -57,6 +57,10 @@ class Parts(NamedTuple):
             "data": [batches.get_state()["identity"], batches.some_names()],
         }
 
+    def without_weights(self) -> "Parts":
+        """Returns them without the weights in host memory, for when the devices have theirs."""
+        return self._replace(start=self.start._replace(trainable={}, frozen={}))
+
 
 def prepare(experiment: Experiment, run: Path, stack: contextlib.ExitStack) -> Parts:
     """Returns the parts of a run; everything that can be wrong with its settings is found here."""

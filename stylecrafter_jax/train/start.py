@@ -1,4 +1,7 @@
-"""The weights a run starts from: a bundle's, and fresh ones for parts that it trains anew."""
+"""The weights a run starts from: a bundle's, and fresh ones for parts that it trains anew.
+
+They are in host memory; `sharding` says where each of them lies on the devices of a run.
+"""
 
 import re
 from collections.abc import Collection
@@ -6,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from stylecrafter_jax import params as weights
@@ -28,7 +31,7 @@ from stylecrafter_jax.train.stages import Stage
 
 
 class Start(NamedTuple):
-    """What a run starts from.
+    """What a run starts from; its arrays are NumPy's, and on no device.
 
     Attributes:
         config: the model.
@@ -83,7 +86,7 @@ def load_start(
     params |= initialise(config, params, missing, seed)
     trainable = weights.select(params, stage.trainable)
     frozen = {
-        name: jnp.asarray(value, frozen_dtype)
+        name: np.asarray(value, frozen_dtype)
         for name, value in params.items()
         if name not in trainable
     }
@@ -92,12 +95,12 @@ def load_start(
     if stage.goal == "denoising":
         text_encoder = weights.select(frozen, "^text_encoder/")
         empty = jax.jit(networks(config).encode_text)(text_encoder, tokenizer([""]))
-        constants[EMPTY_TEXT] = empty
+        constants[EMPTY_TEXT] = np.asarray(empty)
     if not encoders:
         frozen = {name: value for name, value in frozen.items() if part_of(name) not in ENCODERS}
     return Start(
         config,
-        {name: jnp.asarray(value, jnp.float32) for name, value in trainable.items()},
+        {name: np.asarray(value, np.float32) for name, value in trainable.items()},
         {**frozen, **constants},
         tokenizer,
         manifest_hash(bundle),
@@ -105,7 +108,7 @@ def load_start(
 
 
 def initialise(config: ModelConfig, params: Params, missing: Collection[str], seed: int) -> Params:
-    """Returns fresh weights of the missing names; the style's K and V are the text's.
+    """Returns fresh weights of the missing names, in host memory; the style's K, V are the text's.
 
     Source: StyleCrafter paper, eq. 1; lvdm/modules/attention.py, DualCrossAttnProcessorAS.
     """
@@ -116,11 +119,11 @@ def initialise(config: ModelConfig, params: Params, missing: Collection[str], se
     def fresh(key):
         return {name: v for name, v in init_params(config, key).items() if name in missing}
 
-    new = fresh(jax.random.key(seed))
+    new = jax.device_get(fresh(jax.random.key(seed)))
     # Of a whole new UNet the text's own K and V are new as well.
     known = {**new, **params}
     copied = {
-        name: jnp.asarray(known[re.sub(r"(to_[kv])_style", r"\1", name)])
+        name: np.asarray(known[re.sub(r"(to_[kv])_style", r"\1", name)])
         for name in missing
         if re.search(r"attn2/to_[kv]_style/", name)
     }

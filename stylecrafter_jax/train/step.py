@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key
 
 from stylecrafter_jax.params import Params
-from stylecrafter_jax.sharding import stay
+from stylecrafter_jax.sharding import placed, put_weights, stay
 
 # Where several processes train, a row of their batch for each group of devices: whether the process
 # goes on, wants to stop, or failed and has no batch.
@@ -55,6 +56,23 @@ def init_state(trainable: Params, tx: optax.GradientTransformation) -> TrainStat
         ema=copy(),
         opt_state=tx.init(copy()),
     )
+
+
+def state_like(trainable: Params, tx: optax.GradientTransformation, mesh: Mesh | None) -> Any:
+    """Returns the state before the first step as abstract arrays that lie on a mesh."""
+    state = jax.eval_shape(lambda params: init_state(params, tx), trainable)
+    return placed(state, "weights", mesh)
+
+
+def put_state(trainable: Params, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
+    """Returns the state before the first step on a mesh, each part made where it lies.
+
+    It lies as `put_weights` would put it, and no device ever has more of it than its part: of the
+    trainable weights, which may be in host memory, that part once more for as long as this takes.
+    """
+    there = jax.tree.map(lambda x: x.sharding, state_like(trainable, tx, mesh))
+    make = jax.jit(lambda params: init_state(params, tx), out_shardings=there)
+    return make(put_weights(trainable, mesh))
 
 
 def make_train_step(

@@ -212,6 +212,7 @@ def test_an_adapter_from_scratch_begins_at_the_text_attention(small_bundle, tmp_
                 writer.add(name, value)
     start = load_start(base, STAGES["stage1"], frozen_dtype=np.float32, seed=0)
     assert set(start.trainable) == set(weights.select(params, weights.ADAPTER))
+    assert all(type(value) is np.ndarray for value in start.trainable.values())
     for name, value in start.trainable.items():
         if "_style/kernel" in name:
             np.testing.assert_array_equal(value, params[name.replace("_style", "")])
