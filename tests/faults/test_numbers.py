@@ -98,13 +98,13 @@ def test_updates_that_are_not_finite_are_skipped_by_all_processes_alike(
 def test_slow_storage_is_seen_in_the_metrics_and_changes_nothing_else(
     experiment, tmp_path, monkeypatch
 ):
-    """A step of a tenth of a second, and twenty times that to read a record."""
+    """A step of a fiftieth of a second, and half a second to read a record."""
 
     def build_step(*args):
         step = toy_build_step(*args)
 
         def slowly(*args):
-            time.sleep(0.1)
+            time.sleep(0.02)
             return step(*args)
 
         return slowly
@@ -115,7 +115,7 @@ def test_slow_storage_is_seen_in_the_metrics_and_changes_nothing_else(
     read = FolderSource.__getitem__
 
     def read_slowly(self, index):
-        time.sleep(2.0)
+        time.sleep(0.5)
         return read(self, index)
 
     monkeypatch.setattr(FolderSource, "__getitem__", read_slowly)
