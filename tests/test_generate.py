@@ -289,11 +289,15 @@ def test_bfloat16_weights_and_compute_stay_near_float32(small_bundle, make, styl
         ({"data": 2, "frames": 2}, {"cache_interval": 2}),
         ({"fsdp": 2}, {}),
         ({"frames": 4}, {"image": True}),  # one frame for each of two pictures
+        ({"data": 2, "frames": 4}, {}),
+        ({"tensor": 2}, {}),
+        ({"fsdp": 2, "frames": 2, "tensor": 2}, {}),
+        ({"data": 3}, {"prompts": ["a thing"]}),  # a branch of guidance for each
     ],
 )
 def test_devices_that_work_together_make_what_one_makes(small_bundle, small_model, sizes, changes):
-    if jax.device_count() < 4:
-        pytest.skip("four devices are not here")
+    if jax.device_count() < 8:
+        pytest.skip("eight devices are not here")
     sizes = dict(sizes)
     data = sizes.pop("data", 1)
     mesh = run_mesh(data, **sizes, rows=data * sizes.get("fsdp", 1))
@@ -301,7 +305,8 @@ def test_devices_that_work_together_make_what_one_makes(small_bundle, small_mode
     model.programs = Programs({"xla_backend_optimization_level": 0})
     style = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     settings = {"steps": 3, "progress": lambda done, steps: None, **changes}
-    wanted = small_model(["a thing", "another"], style, **settings)
-    found = model(["a thing", "another"], style, **settings)
+    prompts = settings.pop("prompts", ["a thing", "another"])
+    wanted = small_model(prompts, style, **settings)
+    found = model(prompts, style, **settings)
     # Rounding may put a value on the other side of a half.
     assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 1

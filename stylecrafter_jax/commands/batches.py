@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from stylecrafter_jax.commands.interruptible import interruptible
 from stylecrafter_jax.commands.several import failing_at_once
+from stylecrafter_jax.diffusion.guidance import branches
 from stylecrafter_jax.generate import StyleCrafter
 from stylecrafter_jax.jobs import Job, JobError
 from stylecrafter_jax.media.images import load_style_image
@@ -47,7 +48,7 @@ def make_results(
 
     All batches have one shape, so that programs are compiled once: the last one is filled up with
     copies of its last request, and every request with references that count nothing. Over a mesh
-    each part of a batch has as many results.
+    each part of a batch has as many results, or as many branches of guidance.
 
     Several processes call it with the same arguments. All compute, and the first one alone writes
     and prints. A stop that one was asked for, or an error of one, ends all after the same batch.
@@ -70,8 +71,10 @@ def make_results(
     """
     quiet = quiet or not leads()
     references = max(len(item.job.entry.styles) for item in todo)
+    # The branches of guidance are rows as well: three devices may share those of one result.
     parts = parts_of_rows(model.mesh)
-    batch_size = math.ceil(min(batch_size, len(todo)) / parts) * parts
+    share = parts // math.gcd(parts, len(branches(options.guidance, references > 0)))
+    batch_size = math.ceil(min(batch_size, len(todo)) / share) * share
     if not quiet:
         print("compiling, once for this size; this may take minutes", file=sys.stderr)
     for first in range(0, len(todo), batch_size):

@@ -98,13 +98,13 @@ def test_updates_that_are_not_finite_are_skipped_by_all_processes_alike(
 def test_slow_storage_is_seen_in_the_metrics_and_changes_nothing_else(
     experiment, tmp_path, monkeypatch
 ):
-    """A step of a fiftieth of a second, and half a second to read a record."""
+    """A step of a twentieth of a second, and half a second to read a record."""
 
     def build_step(*args):
         step = toy_build_step(*args)
 
         def slowly(*args):
-            time.sleep(0.02)
+            time.sleep(0.05)
             return step(*args)
 
         return slowly

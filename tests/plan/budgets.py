@@ -9,6 +9,7 @@ or four as a mesh of each task's own; `plans` takes those of the full-size model
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,7 +88,10 @@ def measured(where: str) -> dict[str, dict[str, float]]:
 
 def on_cpu(task: Task, axes: Mapping[str, int] | None) -> dict[str, Figures]:
     """Returns the figures of a task's programs on CPU devices."""
-    mesh = None if axes is None else make_mesh(np.array(jax.devices()[:4]), **axes)
+    mesh = None
+    if axes is not None:
+        inner = {axis: size for axis, size in axes.items() if axis != "data"}
+        mesh = make_mesh(np.array(jax.devices()[: math.prod(axes.values())]), **inner)
     found = {}
     with on_mesh(mesh):
         for program in task.programs:

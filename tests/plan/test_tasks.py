@@ -15,7 +15,9 @@ from stylecrafter_jax.plan.tasks import generation
 from stylecrafter_jax.programs import Programs
 from stylecrafter_jax.request import Request
 from stylecrafter_jax.sharding import on_mesh, placed, run_mesh
+from tests.conftest import TINY
 from tests.kernels.test_sharded import COLLECTIVES
+from tests.plan import budgets
 
 NAMES = {  # ours -> the programs of `StyleCrafter`
     "text encoder": "text",
@@ -131,3 +133,18 @@ def test_a_plan_over_a_mesh_is_of_the_programs_that_generate_there(small_bundle,
             whole = own is None and wanted.is_fully_replicated
             assert whole or wanted.is_equivalent_to(own, len(shape)), (program.name, shape)
         assert messages(found) == messages(recorded.texts[name]), program.name
+
+
+@pytest.mark.slow
+def test_three_devices_share_the_branches_of_one_video():
+    """Each does what one branch alone takes, the part that they have in common included."""
+
+    def flops(guidance, axes):
+        options = Options(steps=2, guidance=guidance).resolved(TINY)
+        task = generation(TINY, options, dtype="float32", param_dtype="float32")
+        assert task.rows == 1
+        step = [program for program in task.programs if program.name == "step"]
+        return budgets.on_cpu(task._replace(programs=step), axes)["step"].flops
+
+    three, one = Guidance(text=7.5, style=5.0), Guidance(text=1.0)
+    assert flops(three, {"data": 3}) == pytest.approx(flops(one, None), rel=0.05)
