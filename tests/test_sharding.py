@@ -71,7 +71,13 @@ def compiled(mesh, function, params, batch, layout="weights"):
         return jax.jit(function).lower(*placed).compile(QUICK), placed
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("data", "fsdp") else [])
+        for name in MESHES
+    ],
+)
 def test_loss_gradients_and_output_are_those_of_one_device(name):
     params, batch, gradient = problem()
     mesh = make_mesh(np.array(jax.devices()[:8]), **MESHES[name])

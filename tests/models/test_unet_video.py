@@ -358,6 +358,7 @@ def test_outermost_blocks_on_a_kept_inner_part_give_what_all_blocks_give(outermo
     assert np.abs(run(variables, X, T, text, STYLE, deep=-deep)[0] - wanted).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_inner_blocks_are_not_run_where_their_outcome_is_kept():
     config = modified(TINY, num_res_blocks=1, channel_mult=(1, 2), attention_resolutions=(1,))
     module = UNetVideo(config=config)

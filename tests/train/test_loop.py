@@ -29,10 +29,9 @@ from stylecrafter_jax.train.means import LOSS_T, SCALE, labels
 from stylecrafter_jax.train.metrics_log import MetricsLog, read_metrics
 from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import load_start
-from stylecrafter_jax.train.step import make_train_step
 from stylecrafter_jax.train.watch import TrainingError
 from tests.several import write_config
-from tests.train.conftest import QUICK, assert_same_run, changed, history, rows, state_of, toy_loss
+from tests.train.conftest import assert_same_run, changed, history, rows, state_of, toy_build_step
 
 ROOT = Path(__file__).parents[2]
 
@@ -157,9 +156,8 @@ def test_pictures_and_videos_take_turns(experiment, clips, tmp_path):
 def test_each_kind_of_batch_has_its_own_step(experiment, clips, tmp_path, monkeypatch):
     seen = []
 
-    def build_step(experiment, config, tx, mode):
-        step = make_train_step(toy_loss, tx, ema_decay=0.9)
-        step = jax.jit(step.__wrapped__, donate_argnames="state", compiler_options=QUICK)
+    def build_step(experiment, start, tx, mode):
+        step = toy_build_step(experiment, start, tx, mode)
 
         def counted(state, frozen, batch, key):
             seen.append((mode, batch["pixels"].shape[:2]))

@@ -41,7 +41,7 @@ def until(folder, step):
     wait(lambda: any(row["step"] >= step for row in read_metrics(folder)))
 
 
-def test_two_processes_train_as_one_and_one_goes_on(tmp_path, shared, toy):
+def test_two_processes_train_as_one(tmp_path, shared, toy):
     together, alone = tmp_path / "together", tmp_path / "alone"
     ended = run(shared, together, 2, TOY="1")
     assert [process.status for process in ended] == [0, 0], ended[0].err + ended[1].err
@@ -49,6 +49,12 @@ def test_two_processes_train_as_one_and_one_goes_on(tmp_path, shared, toy):
     assert not [line for line in ended[1].err.splitlines() if "step" in line], "one console is calm"
     train(changed(shared, mesh={"data": 1, "fsdp": 1}, train__steps=3), alone, progress=False)
     assert_same_training(together, alone)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_were(tmp_path, shared, toy):
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    assert [process.status for process in run(shared, together, 2, TOY="1")] == [0, 0]
     more = changed(shared, train__steps=5, mesh={"data": 4, "fsdp": 2})
     train(more, together, progress=False)
     train(changed(more, mesh={"data": 1, "fsdp": 1}), alone, progress=False)

@@ -227,6 +227,7 @@ def test_a_run_goes_on_with_other_samples(experiment, sampled, tmp_path):
     runs.claim(tmp_path / "run", sampled(), "hash")
 
 
+@pytest.mark.slow
 def test_a_sample_that_cannot_be_written_ends_no_run(
     toy,
     sampled,

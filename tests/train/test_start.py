@@ -88,7 +88,7 @@ def idle(state, frozen, batch, key):
     return state._replace(step=state.step + 1), metrics
 
 
-@pytest.mark.parametrize("fsdp", [1, 8])
+@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_a_device_holds_its_part_of_state_and_frozen_weights_once(
     experiment, tmp_path, monkeypatch, held, fsdp
 ):
