@@ -27,7 +27,8 @@ from einops import rearrange
 from PIL import Image
 
 from stylecrafter_jax.checkpoints.bundle import BundleWriter, load_bundle
-from stylecrafter_jax.metrics.table import write_json, write_markdown
+from stylecrafter_jax.files import write_json
+from stylecrafter_jax.metrics.table import write_markdown
 from stylecrafter_jax.models.networks import parameter_shapes
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from stylecrafter_jax.config import ModelConfig
-from stylecrafter_jax.metrics.table import write_json
+from stylecrafter_jax.files import write_json
 from stylecrafter_jax.models import layers, vae_image
 from stylecrafter_jax.models.networks import networks, parameter_shapes
 from stylecrafter_jax.options import Options

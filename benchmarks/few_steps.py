@@ -21,8 +21,8 @@ import numpy as np
 from stylecrafter_jax import embedded
 from stylecrafter_jax.checkpoints.bundle import manifest_hash
 from stylecrafter_jax.config import ModelConfig
+from stylecrafter_jax.files import write_json
 from stylecrafter_jax.generate import StyleCrafter
-from stylecrafter_jax.metrics.table import write_json
 from stylecrafter_jax.options import Options
 from stylecrafter_jax.plan.tasks import generation
 from stylecrafter_jax.request import Request

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stylecrafter_jax.metrics.table import write_json
+from stylecrafter_jax.files import write_json
 
 OUT = Path(__file__).parent / "results" / "plans"
 ONE = {"v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1"}
@@ -45,6 +45,10 @@ PLANS = {
     "generate_frames_tensor": (EIGHT, ["--mesh", "frames=4,tensor=2"]),
     "generate_large": (V5E, ["--mesh", "frames=16,tensor=2"]),
     "stage1_large": (LARGE, stage(1, "fsdp=4", "data.image_batch=256")),
+    "stage1_replicated": (
+        V5E,
+        stage(1, "fsdp=4", "data.image_batch=256", "mesh.replicate_frozen=true"),
+    ),
     "stage2_large": (LARGE, stage(2, "fsdp=4,frames=4", *PAPER)),
     "stage2_all_axes": (V5E, stage(2, "fsdp=2,frames=4,tensor=2", *PAPER)),
 }

@@ -16,11 +16,11 @@ import numpy as np
 
 from stylecrafter_jax import embedded
 from stylecrafter_jax.checkpoints.bundle import manifest_hash
+from stylecrafter_jax.files import write_json
 from stylecrafter_jax.generate import StyleCrafter
 from stylecrafter_jax.judges.judging import load_judges
 from stylecrafter_jax.media.video import contact_sheet, write_frames
 from stylecrafter_jax.metrics.bootstrap import mean_interval
-from stylecrafter_jax.metrics.table import write_json
 from stylecrafter_jax.options import Options
 from stylecrafter_jax.request import Request
 from stylecrafter_jax.world.contents import CONTENTS
