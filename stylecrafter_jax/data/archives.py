@@ -26,7 +26,7 @@ from stylecrafter_jax.data.records import (
 )
 from stylecrafter_jax.data.shards import read_notes
 from stylecrafter_jax.data.tables import CAPTION_KEYS
-from stylecrafter_jax.foreign import JSONError, one_line, parse_json
+from stylecrafter_jax.foreign import JSONError, one_line, parse_json, reason
 
 ARRAY_RECORD = re.compile(r"\.(array_?record|ar)(-\d+-of-\d+)?$")
 _NUMBERED = re.compile(r"-(\d+)-of-(\d+)(?!\d)")
@@ -63,8 +63,8 @@ class ArrayRecordSource:
         try:
             self._shards: Any = ArrayRecordDataSource([str(path) for path in paths])
         except Exception as error:  # the reader raises plain exceptions of many kinds
-            which, reason = _first_broken(paths), one_line(error) or type(error).__name__
-            raise DataError(f"cannot read the shards of {self.name}, {which}: {reason}") from error
+            which, why = _first_broken(paths), reason(error)
+            raise DataError(f"cannot read the shards of {self.name}, {which}: {why}") from error
         if not len(self._shards):
             raise DataError(f"the shards of {self.name} hold no records")
         if folder is not None and folder.is_dir():
@@ -83,8 +83,7 @@ class ArrayRecordSource:
         try:
             data = self._shards[index]
         except Exception as error:  # as above; a checksum that does not fit ends here
-            reason = one_line(error) or type(error).__name__
-            raise BadRecord(f"cannot read the shard: {reason}") from error
+            raise BadRecord(f"cannot read the shard: {reason(error)}") from error
         return self._read(data)
 
 

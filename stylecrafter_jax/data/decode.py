@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from stylecrafter_jax.data.records import BadRecord
-from stylecrafter_jax.foreign import one_line
+from stylecrafter_jax.foreign import reason
 from stylecrafter_jax.media.containers import LARGEST_FRAME, OpenVideo, VideoError
 from stylecrafter_jax.media.images import on_white, with_alpha
 
@@ -40,8 +40,7 @@ def decode_image(media: bytes, at_least: int) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # a decoder may raise anything on a broken file
-        reason = one_line(error) or type(error).__name__
-        raise BadRecord(f"cannot decode the picture: {reason}") from error
+        raise BadRecord(f"cannot decode the picture: {reason(error)}") from error
 
 
 class Clip(NamedTuple):

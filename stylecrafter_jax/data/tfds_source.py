@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stylecrafter_jax.data.records import BadRecord, DataError, Record, check_caption, check_media
-from stylecrafter_jax.foreign import one_line
+from stylecrafter_jax.foreign import reason
 
 CAPTION_FEATURES = ("caption", "captions", "text", "label")
 
@@ -45,8 +45,9 @@ class TfdsSource:
                 tfds.builder_from_directory(folder) if prepared else tfds.builder(str(data))
             )
         except Exception as error:  # it raises many kinds, some of them not even ValueErrors
-            reason = one_line(error) or type(error).__name__
-            raise DataError(f"TensorFlow Datasets has no data set {data}: {reason}") from error
+            raise DataError(
+                f"TensorFlow Datasets has no data set {data}: {reason(error)}"
+            ) from error
         features: Any = builder.info.features
         self.name = builder.info.name
         self._split = split
@@ -59,9 +60,8 @@ class TfdsSource:
             decoders = {self._image: tfds.decode.SkipDecoding()}
             self._rows: Any = builder.as_data_source(split=split, decoders=decoders)
         except Exception as error:
-            reason = " ".join((str(error) or type(error).__name__).split())
             raise DataError(
-                f"cannot read {self.name}, split {split}: {reason:.200}; prepare it with "
+                f"cannot read {self.name}, split {split}: {reason(error)}; prepare it with "
                 f"`tfds build {self.name} --file_format=array_record`"
             ) from error
         if not len(self._rows):
@@ -77,8 +77,7 @@ class TfdsSource:
         try:
             row = self._rows[index]
         except Exception as error:  # whatever the reader raises on a damaged shard
-            reason = one_line(error) or type(error).__name__
-            raise BadRecord(f"cannot read the shard: {reason}") from error
+            raise BadRecord(f"cannot read the shard: {reason(error)}") from error
         return Record(
             kind="image",
             media=check_media(row[self._image]),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, UInt8
 from PIL import Image, ImageOps
 
-from stylecrafter_jax.foreign import one_line
+from stylecrafter_jax.foreign import reason
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -95,8 +95,8 @@ def _decode(source: str | Path | Image.Image, name: str, size: int) -> Image.Ima
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"cannot read {name}: not an image of a known format") from error
     except Exception as error:  # a decoder may raise anything on a broken file
-        reason = getattr(error, "strerror", None) or one_line(error) or type(error).__name__
-        raise ImageError(f"cannot read {name}: {reason}") from error
+        why = getattr(error, "strerror", None) or reason(error)
+        raise ImageError(f"cannot read {name}: {why}") from error
 
 
 def _upright(source: str | Path | Image.Image, size: int) -> Image.Image:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageSequence
 
-from stylecrafter_jax.foreign import one_line, read_json
+from stylecrafter_jax.foreign import one_line, read_json, reason
 from stylecrafter_jax.jobs import Entry, JobError, sha256
 from stylecrafter_jax.media.images import on_white, with_alpha
 from stylecrafter_jax.media.video import MOST_PIXELS, MediaError, read_video
@@ -100,8 +100,7 @@ def _pictures(path: Path) -> list[np.ndarray]:
     except MediaError:
         raise
     except Exception as error:  # a decoder may raise anything on a broken file
-        reason = one_line(error) or type(error).__name__
-        raise MediaError(f"cannot read {path}: {reason}") from error
+        raise MediaError(f"cannot read {path}: {reason(error)}") from error
 
 
 def video_hash(path: Path) -> str:

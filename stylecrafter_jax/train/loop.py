@@ -21,7 +21,6 @@ from stylecrafter_jax.foreign import reason
 from stylecrafter_jax.params import Params
 from stylecrafter_jax.processes import (
     ElsewhereError,
-    agree,
     by_leader,
     leads,
     lost_another,
@@ -103,7 +102,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_signals(NOTICE))
         parts = together(functools.partial(prepare, experiment, run, stack))
-        agree(parts.identity(experiment))
+        parts.check_alike(experiment)
         by_leader(lambda: claim(run, experiment, parts.start.manifest))
         together(lambda: _check_shared(run))
         store = Store(run / CHECKPOINTS, keep_last=settings.keep_last, keep_best=settings.keep_best)

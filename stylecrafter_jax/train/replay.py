@@ -21,7 +21,7 @@ from stylecrafter_jax.config import ConfigError
 from stylecrafter_jax.files import write_json
 from stylecrafter_jax.media.video import contact_sheet, write_frames
 from stylecrafter_jax.params import Params
-from stylecrafter_jax.processes import agree, by_leader, together
+from stylecrafter_jax.processes import by_leader, together
 from stylecrafter_jax.sharding import on_mesh, put_weights, stay
 from stylecrafter_jax.train import setup
 from stylecrafter_jax.train.experiment import Experiment, SampleConfig
@@ -125,7 +125,7 @@ def replay(experiment: Experiment, run: Path, step: int) -> Replayed:
     experiment = dataclasses.replace(experiment, samples=SampleConfig())
     with contextlib.ExitStack() as stack:
         parts = together(functools.partial(setup.prepare, experiment, run, stack))
-        agree(parts.identity(experiment))
+        parts.check_alike(experiment)
         together(lambda: check_same(run, experiment, parts.start.manifest))
         state = _state_before(run, step, parts)
         start = int(state.step)

@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from stylecrafter_jax.data.device import DeviceBatches
 from stylecrafter_jax.data.pipeline import make_batches
 from stylecrafter_jax.models.unet_video import Mode
 from stylecrafter_jax.params import Params
+from stylecrafter_jax.processes import agree, several, together
 from stylecrafter_jax.sharding import axes_of, batch_sharding, check_processes, own_blocks, run_mesh
 from stylecrafter_jax.train.experiment import Experiment
 from stylecrafter_jax.train.feature_fit import check_features
@@ -48,14 +49,18 @@ class Parts(NamedTuple):
         assert step is not None, "an experiment has no source that its stage cannot use"
         return step
 
-    def identity(self, experiment: Experiment) -> dict[str, Any]:
-        """Returns what all processes of a run must have alike, as JSON values."""
+    def check_alike(self, experiment: Experiment) -> None:
+        """Checks that all processes of a run have the same before them; all must call it.
+
+        Raises:
+            ValueError: they have not; see `processes.agree`.
+        """
+        if not several():
+            return
         batches = self.ahead.batches
-        return {
-            "config": to_dict(experiment),
-            "bundle": self.start.manifest,
-            "data": [batches.get_state()["identity"], batches.some_names()],
-        }
+        names = together(batches.some_names)
+        data = [batches.get_state()["identity"], names]
+        agree({"config": to_dict(experiment), "bundle": self.start.manifest, "data": data})
 
     def without_weights(self) -> "Parts":
         """Returns them without the weights in host memory, for when the devices have theirs."""
