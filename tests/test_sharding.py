@@ -16,8 +16,8 @@ from stylecrafter_jax.config import ModelConfig
 from stylecrafter_jax.models.networks import networks, parameter_shapes
 from stylecrafter_jax.models.unet_video import unet_plan
 from stylecrafter_jax.sharding import RULES, make_mesh, parse_mesh, put_weights, weight_spec
+from tests.collectives import sent
 from tests.conftest import SMALL
-from tests.kernels.test_sharded import COLLECTIVES
 from tests.parity import weights as drawn
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -121,19 +121,19 @@ def test_messages_are_those_that_are_meant_and_no_others(sizes, laws):
     for layer in unet_plan(SMALL.unet).layers:
         for law in laws:
             wanted.update(law.get(layer.kind, {}))
-    assert sent(sizes) == wanted
+    assert forward_sends(sizes) == wanted
 
 
 def test_messages_of_split_weights_gather_them():
-    assert set(sent({"fsdp": 8})) == {"all-gather"}
+    assert set(forward_sends({"fsdp": 8})) == {"all-gather"}
 
 
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
 def test_replicated_weights_are_not_gathered(axes):
-    assert sent(axes, "replicated") == sent(axes | {"fsdp": 1})
+    assert forward_sends(axes, "replicated") == forward_sends(axes | {"fsdp": 1})
 
 
-def sent(sizes, layout="weights"):
+def forward_sends(sizes, layout="weights"):
     """Returns how many messages of each kind a forward pass of the UNet sends."""
     params, batch, _ = problem()
 
@@ -143,7 +143,7 @@ def sent(sizes, layout="weights"):
 
     mesh = make_mesh(np.array(jax.devices()[:8]), **sizes)
     program, _ = compiled(mesh, run, params, batch, layout)
-    return collections.Counter(re.findall(COLLECTIVES, program.as_text()))
+    return sent(program.as_text())
 
 
 def test_every_rule_matches_a_parameter_of_the_full_size_model_and_none_is_forgotten():

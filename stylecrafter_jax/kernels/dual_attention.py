@@ -37,7 +37,13 @@ from stylecrafter_jax.kernels.dispatch import (
 from stylecrafter_jax.kernels.dual_attention_sizes import Sizes
 from stylecrafter_jax.kernels.lanes import LANES
 from stylecrafter_jax.kernels.self_attention import attention
-from stylecrafter_jax.kernels.sharded import devices_of_videos, over_rows, split_heads, uneven
+from stylecrafter_jax.kernels.sharded import (
+    devices_of_rows,
+    devices_of_videos,
+    over_rows,
+    split_heads,
+    uneven,
+)
 
 EPSILON = 1e-5
 TOKENS = 1024  # of text and style together: keys and values stay on chip
@@ -55,6 +61,7 @@ def dual_attention(
     norm_bias: Float[Array, " k"],
     *,
     heads: int,
+    queries: bool = True,
     impl: Implementation | None = None,
 ) -> Float[Array, "b n k"]:
     """Returns `out` of the formula above, in the type of `q`.
@@ -69,6 +76,8 @@ def dual_attention(
         norm_scale: of the LayerNorm.
         norm_bias: of the LayerNorm.
         heads: how many there are.
+        queries: `q` holds those of all frames, one frame after the other, which several devices may
+            split; otherwise each row is a picture.
         impl: None takes the fastest that covers the arguments where the program will run.
 
     Raises:
@@ -84,15 +93,16 @@ def dual_attention(
         missing = missing or f"{tokens} tokens"
     if not styled:
         missing = missing or "a batch without a style"
-    missing = missing or uneven(rows, q.shape[1]) or split_heads()
+    missing = missing or uneven(rows, q.shape[1] if queries else None) or split_heads()
     taken = chosen(impl, fastest=fastest(), missing=missing)
     style, norm = (style_k, style_v, gain), (norm_scale, norm_bias)
     if taken == "pallas":
-        if devices_of_videos() > 1:  # which rows of a device have a style is not known to it
+        devices = devices_of_videos() if queries else devices_of_rows()
+        if devices > 1:  # which rows of a device have a style is not known to it
             style = _of_all_rows(rows, *style)
         kernel = functools.partial(fused, heads=heads, platform=body_platform())
-        return over_rows(kernel, (q, text_k, text_v, *style), norm, queries=True)
-    run = reference if taken == "reference" else xla
+        return over_rows(kernel, (q, text_k, text_v, *style), norm, queries=queries)
+    run = reference if taken == "reference" else functools.partial(xla, queries=queries)
     return run(q, text_k, text_v, *style, *norm, heads=heads)
 
 
@@ -123,13 +133,23 @@ def reference(
 
 
 def xla(
-    q, text_k, text_v, style_k, style_v, gain, norm_scale, norm_bias, *, heads: int
+    q,
+    text_k,
+    text_v,
+    style_k,
+    style_v,
+    gain,
+    norm_scale,
+    norm_bias,
+    *,
+    heads: int,
+    queries: bool = True,
 ) -> Float[Array, "b n k"]:
     """Two attentions in the type of `q`; LayerNorm and sum in float32."""
 
     def attend(q, k, v):
         q, k, v = (rearrange(x, "b n (m e) -> b n m e", m=heads) for x in (q, k, v))
-        return rearrange(attention(q, k, v, queries=True), "b n m e -> b n (m e)")
+        return rearrange(attention(q, k, v, queries=queries), "b n m e -> b n (m e)")
 
     styled = style_k.shape[0]
     text = attend(q, text_k, text_v)

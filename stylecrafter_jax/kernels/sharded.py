@@ -122,13 +122,51 @@ def over_rows(
 
 
 def split_frames(x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
-    """Has the devices hold their own videos and, of these, their own frames."""
+    """Has the devices hold their own videos and, of these, their own frames.
+
+    Pictures, which have one frame, are split over all of these devices, if their number is even.
+    """
     if devices_in_use() == 1:
         return x
+    if x.shape[1] == 1 and x.shape[0] % _size(*ROW_AXES) == 0:
+        return split_pictures(x)
     rows = _open(BATCH_AXES) if x.shape[0] % _size(*BATCH_AXES) == 0 else _ANY
     frames = FRAMES if _open((FRAMES,)) and x.shape[1] % _size(FRAMES) == 0 else _ANY
     spec = PartitionSpec(rows, frames, *[_ANY] * (x.ndim - 2))
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def split_pictures(batch: Any) -> Any:
+    """Has the devices that share a video each hold its own rows of a batch of pictures.
+
+    Args:
+        batch: a tree of arrays by row; those whose number of rows is not even stay as they are.
+    """
+    if devices_in_use() == 1:
+        return batch
+
+    def split(x: Array) -> Array:
+        if x.shape[0] % _size(*ROW_AXES):
+            return x
+        spec = PartitionSpec(_open(ROW_AXES), *[_ANY] * (x.ndim - 1))
+        return jax.lax.with_sharding_constraint(x, spec)
+
+    return jax.tree.map(split, batch)
+
+
+def alike_over_frames(function: Callable[..., Any], *args: Any) -> Any:
+    """Returns `function(*args)` of arrays without frames, which devices that share videos all have.
+
+    Left to itself, XLA would split such work over them, and send weights and sums around.
+    """
+    if _size(FRAMES) == 1:
+        return function(*args)
+    mesh = jax.sharding.get_abstract_mesh()
+    whole = PartitionSpec()
+    alike = jax.shard_map(
+        function, mesh=mesh, in_specs=whole, out_specs=whole, axis_names={FRAMES}, check_vma=False
+    )
+    return alike(*args)
 
 
 def own_channels(x: Shaped[Array, "*batch c"]) -> Shaped[Array, "*batch c"]:
@@ -139,8 +177,8 @@ def own_channels(x: Shaped[Array, "*batch c"]) -> Shaped[Array, "*batch c"]:
 
 
 def over_frames(
-    function: Callable[..., Array], x: Any, *shared: Array, heads: int | None = None
-) -> Shaped[Array, "b f ..."]:
+    function: Callable[..., Any], x: Any, *shared: Any, heads: int | None = None
+) -> Any:
     """Returns `function(x, *shared)`, computed by each device for its own frames.
 
     Rows and frames that are both split make no axis that XLA could split, so whatever merges them
@@ -148,8 +186,9 @@ def over_frames(
 
     Args:
         function: of videos, no frame of which it mixes with another.
-        x: an array of videos ("b f ..."), or a tree of such arrays.
-        *shared: arrays that every device has whole, but for what `tensor` splits.
+        x: an array of videos ("b f ..."), or a tree of such arrays; so is what it returns.
+        *shared: arrays, or trees of them, that every device has whole, but for what `tensor`
+            splits.
         heads: merged in the last axis of the videos and of the result; if their number is even, the
             devices of `tensor` each have their own, and otherwise all of them. Nothing is then left
             to XLA, as Mosaic wants it, not even an axis of one device. None leaves it `tensor`.

@@ -76,7 +76,10 @@ class TemporalAttention(nn.Module, kw_only=True):
         if mask is not None:
             arrays.append(jnp.broadcast_to(mask, (*x.shape[:2], *mask.shape[2:])))
         attend = functools.partial(self.attend, alone=context is None)
-        out = over_frames(attend, arrays, *tables, heads=self.heads if mask is None else None)
+        if x.shape[2] == 1:  # pictures, whose positions are not split
+            out = attend(arrays, *tables)
+        else:
+            out = over_frames(attend, arrays, *tables, heads=self.heads if mask is None else None)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out.0")(out)
 
     def attend(self, arrays: Sequence[Array], *tables: Array, alone: bool) -> Array:
@@ -179,7 +182,7 @@ class DualCrossAttention(nn.Module, kw_only=True):
             frames = rows.shape[1]
             q = rearrange(rows, "b f n (m e) -> b (f n) m e", m=self.heads)
             k, v = (rearrange(y, "b l (m e) -> b l m e", m=self.heads) for y in (k, v))
-            out = attention(q, k, v, queries=True)
+            out = attention(q, k, v, queries=frames > 1)
             return rearrange(out, "b (f n) m e -> b f n (m e)", f=frames)
 
         q = tiled(dense("to_q")(x), text.shape[0])
@@ -208,7 +211,10 @@ class DualCrossAttention(nn.Module, kw_only=True):
             norm = _NormWeights(width=q.shape[-1], name="norm_style")()
             flat = rearrange(q, "b f n k -> b (f n) k")
             out = dual_attention(
-                flat, k, v, k_style, v_style, gain, *norm, heads=self.heads, impl=self.impl
+                *(flat, k, v, k_style, v_style, gain, *norm),
+                heads=self.heads,
+                queries=frames > 1,
+                impl=self.impl,
             )
             out = rearrange(out, "b (f n) k -> b f n k", f=frames)
         else:

@@ -19,6 +19,7 @@ _FAST_MEMORY = "S(1)"  # in an array's layout: it lies on the chip
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (.+?) [\w\-]+\((.*?)\)(?:, |$)")
 _NAME = re.compile(r"%([\w.\-]+)")
 _COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(")
+_ALONE = re.compile(r"replica_groups=(\{\{\d+\}(,\{\d+\})*\}|\[\d+,1\]<=)")  # a device with itself
 _WHILE = re.compile(r"\bwhile\(.*?body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -128,7 +129,7 @@ def collective_bytes(text: str) -> dict[str, float]:
     """
 
     def measure(line: str) -> tuple[str, float] | None:
-        message = _COLLECTIVE.search(line)
+        message = None if _ALONE.search(line) else _COLLECTIVE.search(line)
         return message and (message[2], _size(message[1], last=bool(message[3])))
 
     return _total(text, measure)

@@ -1,7 +1,8 @@
 """The losses of all stages: a batch of pixels or of precomputed features to one number."""
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ from jaxtyping import Array, Float, Int, Key
 
 from stylecrafter_jax.diffusion.losses import training_target
 from stylecrafter_jax.diffusion.schedules import NoiseSchedule, add_noise, at_timesteps
+from stylecrafter_jax.kernels.sharded import alike_over_frames, over_frames, split_pictures
 from stylecrafter_jax.media.images import clip_pixels
 from stylecrafter_jax.models.networks import Networks
 from stylecrafter_jax.models.unet_video import Mode
-from stylecrafter_jax.params import Params
+from stylecrafter_jax.params import Params, select
 from stylecrafter_jax.train.means import LOSS_T, SCALE, by_layer, by_timestep
 from stylecrafter_jax.train.step import Batch, Loss, Metrics
 
@@ -86,17 +88,20 @@ def encoded(nets: Networks, params: Params, batch: Batch, *, image_size: int) ->
         `mean` and `logvar` of the unscaled latents (b f y x z), `text` tokens (b l d), and with a
         style `image`, the image tokens of all references in a row (b n c).
     """
-    pixels = batch["pixels"].astype(jnp.float32) / 127.5 - 1.0
-    # One frame at a time over the leading axis keeps the encoder's activations small.
-    by_frame = jnp.swapaxes(pixels, 0, 1)
-    mean, logvar = jax.lax.map(lambda frame: nets.vae_encode(params, frame), by_frame)
-    features = {
-        "mean": jnp.swapaxes(mean, 0, 1),
-        "logvar": jnp.swapaxes(logvar, 0, 1),
-        "text": nets.encode_text(params, batch["ids"]),
-    }
+
+    def latents(pixels, vae):
+        # One frame at a time over the leading axis keeps the encoder's activations small.
+        by_frame = jnp.swapaxes(pixels.astype(jnp.float32) / 127.5 - 1.0, 0, 1)
+        found = jax.lax.map(lambda frame: nets.vae_encode(vae, frame), by_frame)
+        return [jnp.swapaxes(x, 0, 1) for x in found]
+
+    mean, logvar = over_frames(latents, batch["pixels"], select(params, "^vae/"))
+    call = _by_row(batch)
+    text = call(nets.encode_text, select(params, "^text_encoder/"), batch["ids"])
+    features = {"mean": mean, "logvar": logvar, "text": text}
     if "style" in batch:
-        features["image"] = _references(nets, params, batch, image_size)
+        references = functools.partial(_references, nets, size=image_size)
+        features["image"] = call(references, select(params, "^image_encoder/"), batch["style"])
     return features
 
 
@@ -114,8 +119,14 @@ def _clips(batch: Batch) -> Array:
     return batch["pixels"] if "pixels" in batch else batch["mean"]
 
 
-def _references(nets: Networks, params: Params, batch: Batch, size: int) -> Array:
-    style = batch["style"]
+def _by_row(batch: Batch) -> Callable[..., Any]:
+    """Returns what calls a function of rows; devices that share the frames of one do it alike."""
+    if are_pictures(batch):
+        return lambda function, *args: function(*args)
+    return alike_over_frames
+
+
+def _references(nets: Networks, params: Params, style: Array, *, size: int) -> Array:
     b, r = style.shape[:2]
     tokens = nets.encode_image(params, clip_pixels(style.reshape(b * r, *style.shape[2:]), size))
     return tokens.reshape(b, r * tokens.shape[1], tokens.shape[2])
@@ -155,6 +166,8 @@ def denoising(
     """
 
     def loss(params: Params, batch: Batch, keys: Key[Array, " b"]) -> tuple[Array, Metrics]:
+        if are_pictures(batch):
+            batch = split_pictures(batch)
         keys = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)(keys)
         seen = features(params, batch, keys[0])
         x0 = seen.x0
@@ -166,23 +179,20 @@ def denoising(
         if "drop_text" in batch:
             text = jnp.where(batch["drop_text"][:, None, None], seen.uncond, text)
         metrics: Metrics = {}
+        call, unet, adapter = _by_row(batch), select(params, "^unet/"), select(params, "^adapter/")
         style = scale = None
         if seen.image is not None:
-            style = nets.style_tokens(params, seen.image)
-            scale = nets.style_scale(params, style, text)
+            style = call(nets.style_tokens, adapter, seen.image)
+            scale = call(nets.style_scale, adapter, style, text)
             metrics[SCALE] = by_layer(scale, batch.get("drop_style"))
             if "drop_style" in batch:
                 scale = jnp.where(batch["drop_style"][:, None], 0.0, scale)
-        noisy = add_noise(schedule, x0, noise, t)
+        noisy, at = add_noise(schedule, x0, noise, t), t.astype(jnp.float32)
+        # What has no frames is computed here, and not again in the backward pass.
+        kv = call(nets.context_kv, unet, text, style)
+        embeddings = call(functools.partial(_embeddings, nets), unet, at, batch.get("fps"))
         pred = nets.unet(
-            params,
-            noisy,
-            t.astype(jnp.float32),
-            text,
-            style,
-            scale,
-            fps=batch.get("fps"),
-            mode=mode,
+            unet, noisy, at, text, style, scale, mode=mode, kv=kv, embeddings=embeddings
         )
         target = training_target(schedule, x0, noise, t)
         errors = jnp.mean(jnp.square(pred - target), axis=tuple(range(1, x0.ndim)))
@@ -192,6 +202,18 @@ def denoising(
         return jnp.mean(weight * errors), metrics
 
     return loss
+
+
+def _embeddings(
+    nets: Networks, unet: Params, t: Float[Array, " b"], fps: Float[Array, " b"] | None
+) -> dict[str, Array]:
+    """Returns what every residual block makes of the timestep and frame rate of each row."""
+
+    def of_row(t, fps):
+        tables = nets.embeddings(unet, t[None], None if fps is None else fps[None])
+        return {name: table[0, 0] for name, table in tables.items()}
+
+    return jax.vmap(of_row)(t, fps)
 
 
 def normal(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:

@@ -154,7 +154,8 @@ def test_what_differs_between_hosts_is_one_line_on_all(tmp_path, arguments, list
         assert process.status == 1
         assert process.err == f"stylecrafter: error: {line} than process 0\n"
     ended = finish(launch(2, [*arguments, "--mesh", "data=2"], devices=2))
-    line = "--mesh data=2 has devices of 1 of 2 processes; all must take part"
+    line = "--mesh data=2 has devices of 1 of 2 processes; all must take part, "
+    line += "with the same number of devices"
     assert {(p.status, p.err) for p in ended} == {(1, f"stylecrafter: error: {line}\n")}
     assert not (tmp_path / "out").exists()
 

@@ -1,5 +1,4 @@
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,10 @@ from stylecrafter_jax.kernels import dual_attention, self_attention, temporal_at
 from stylecrafter_jax.kernels.sharded import BATCH_AXES, TENSOR, uneven
 from stylecrafter_jax.models.attention import TemporalAttention
 from stylecrafter_jax.sharding import make_mesh
+from tests.collectives import sent
 from tests.kernels.agreement import normals, with_gradients
 
 ROWS, HEADS, WIDTH = 8, 2, 16
-COLLECTIVES = r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
 
 
 def dual(rows, impl):
@@ -60,10 +59,10 @@ def test_each_device_works_on_its_rows_alone(mesh, operation, impl):
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
     assert found[0].sharding.is_equivalent_to(rows, found[0].ndim)
-    assert not re.findall(COLLECTIVES, forward.as_text())
+    assert not sent(forward.as_text())
     # What all rows share has one gradient, the sum of theirs.
-    assert set(re.findall(COLLECTIVES, both.as_text())) <= {"all-reduce"}
-    assert bool(shared) == bool(re.findall(COLLECTIVES, both.as_text()))
+    assert set(sent(both.as_text())) <= {"all-reduce"}
+    assert bool(shared) == bool(sent(both.as_text()))
 
 
 @pytest.mark.parametrize("axes", [{}, {"frames": 2}, {"frames": 8}])
@@ -86,7 +85,7 @@ def test_guidance_has_a_style_for_some_rows_of_all_devices(axes):
         found = jax.jit(with_gradients(run))(*placed, jax.device_put(grad, rows))
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
-    assert not re.findall(COLLECTIVES, forward.as_text())
+    assert not sent(forward.as_text())
 
 
 @pytest.mark.parametrize(("operation", "impl"), [(temporal, "pallas"), (spatial, None)])
@@ -107,7 +106,7 @@ def test_each_device_works_on_its_heads_alone(operation, impl):
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
     assert found[0].sharding.is_equivalent_to(own, found[0].ndim)
-    assert not re.findall(COLLECTIVES, forward.as_text())
+    assert not sent(forward.as_text())
 
 
 def test_a_kernel_over_frames_has_the_heads_of_its_device():

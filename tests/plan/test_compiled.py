@@ -67,6 +67,8 @@ def test_a_started_message_counts_once():
 ENTRY %main (a: f32[4,8]) -> f32[32,8] {
   %w = (f32[4,8], f32[32,8]) while(%t), condition=%c, body=%body, TRIPS
   %r = bf16[16]{0} all-reduce(%y), to_apply=%add
+  %o = f32[16]{0} all-reduce(%y), replica_groups={{0},{1}}, to_apply=%add
+  %n = f32[16]{0} all-reduce(%y), replica_groups=[2,1]<=[2], to_apply=%add
 }
 """
     assert collective_bytes(text.replace("TRIPS", trips)) == {

@@ -1,8 +1,5 @@
 """The programs that a plan is made of are those that generation compiles."""
 
-import collections
-import re
-
 import jax
 import numpy as np
 import pytest
@@ -15,8 +12,8 @@ from stylecrafter_jax.plan.tasks import generation
 from stylecrafter_jax.programs import Programs
 from stylecrafter_jax.request import Request
 from stylecrafter_jax.sharding import on_mesh, placed, run_mesh
+from tests.collectives import sent
 from tests.conftest import TINY
-from tests.kernels.test_sharded import COLLECTIVES
 from tests.plan import budgets
 
 NAMES = {  # ours -> the programs of `StyleCrafter`
@@ -40,10 +37,6 @@ def kinds(args):
 def lies(x):
     """Returns where an array that goes into a program lies; None: whole on every device."""
     return x.sharding if getattr(x, "committed", False) else None
-
-
-def messages(text):
-    return collections.Counter(re.findall(COLLECTIVES, text))
 
 
 class Recorded(Programs):
@@ -132,7 +125,7 @@ def test_a_plan_over_a_mesh_is_of_the_programs_that_generate_there(small_bundle,
         ):
             whole = own is None and wanted.is_fully_replicated
             assert whole or wanted.is_equivalent_to(own, len(shape)), (program.name, shape)
-        assert messages(found) == messages(recorded.texts[name]), program.name
+        assert sent(found) == sent(recorded.texts[name]), program.name
 
 
 @pytest.mark.slow

@@ -11,17 +11,13 @@ from stylecrafter_jax.train.metrics_log import read_metrics
 from tests.several import finish, launch, wait, write_config
 from tests.train.conftest import (
     LOSS,
+    UNSEEN,
     assert_same_run,
     assert_same_training,
     changed,
     losses,
     saved_steps,
 )
-
-# Constants just before the small UNet's last norm, whose groups have one channel each: it takes
-# them out. Their gradient is a thousandth of any other's, nothing but rounding.
-LAST = "unet/output_blocks.1.2"
-UNSEEN = (f"{LAST}/transformer_blocks.0/ff/net.2/bias", f"{LAST}/proj_out/bias")
 
 
 @pytest.fixture
