@@ -26,6 +26,7 @@ from stylecrafter_jax.processes import (
     lost_another,
     several,
     together,
+    told,
 )
 from stylecrafter_jax.programs import out_of_memory
 from stylecrafter_jax.sharding import (
@@ -198,6 +199,8 @@ class _Loop(NamedTuple):
         settings, tools, sampler = self.experiment.train, self.tools, self.parts.sampler
         watch = Watch(self.log, tools.means, tools.spikes, self.feed, settings.max_skipped)
         key, saved = jax.random.key(settings.seed), done
+        if sampler and told(lambda: sampler.lacking(done)):
+            self._sample(sampler, done, state, watch)
         verdict = self.feed.verdict(watch.halt, stop.is_set())
         while done < settings.steps:
             with tools.profiler.step():
@@ -217,7 +220,7 @@ class _Loop(NamedTuple):
             watch.add(done, metrics, drawn[1])
             # A checkpoint that is due at a step that was skipped waits for the next healthy one.
             due = done // settings.save_every > saved // settings.save_every
-            sampling = sampler is not None and done % sampler.every == 0
+            sampling = sampler is not None and sampler.due(done)
             logging = done % settings.log_every == 0
             if due or sampling or logging or done == settings.steps:
                 watch.settle()

@@ -95,7 +95,8 @@ def encoded(nets: Networks, params: Params, batch: Batch, *, image_size: int) ->
         found = jax.lax.map(lambda frame: nets.vae_encode(vae, frame), by_frame)
         return [jnp.swapaxes(x, 0, 1) for x in found]
 
-    mean, logvar = over_frames(latents, batch["pixels"], select(params, "^vae/"))
+    # Its attention has one head.
+    mean, logvar = over_frames(latents, batch["pixels"], select(params, "^vae/"), heads=1)
     call = _by_row(batch)
     text = call(nets.encode_text, select(params, "^text_encoder/"), batch["ids"])
     features = {"mean": mean, "logvar": logvar, "text": text}

@@ -59,11 +59,23 @@ class Sampler(NamedTuple):
             rows.append([*(_fitted(load_style_image(s), size) for s in request.styles), clip])
         shown = [np.concatenate([*row[:-1], _spread(row[-1])]) for row in rows]
         grid = contact_sheet(shown, len(shown[0]))
-        path = self.folder / f"step_{step:06d}.png"
-        write_frames(grid[None], path, fps=1)
-        if not self.options.image:
-            write_frames(_side_by_side(rows), path.with_suffix(".mp4"), fps=self.options.fps)
+        picture, *clips = self._files(step)
+        write_frames(grid[None], picture, fps=1)
+        for clip in clips:
+            write_frames(_side_by_side(rows), clip, fps=self.options.fps)
         return grid
+
+    def due(self, step: int) -> bool:
+        """Returns whether samples are to be made after a step."""
+        return step > 0 and step % self.every == 0
+
+    def lacking(self, step: int) -> bool:
+        """Returns whether samples are due and not there, as after a stop at their step."""
+        return self.due(step) and not all(path.is_file() for path in self._files(step))
+
+    def _files(self, step: int) -> list[Path]:
+        picture = self.folder / f"step_{step:06d}.png"
+        return [picture] if self.options.image else [picture, picture.with_suffix(".mp4")]
 
 
 def make_sampler(experiment: Experiment, start: Start, run: Path) -> Sampler | None:

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,29 @@ def test_samples_change_nothing_of_what_is_trained(toy, sampled, tmp_path):
     assert not (tmp_path / "without" / "samples").exists()
     names = sorted(path.name for path in (tmp_path / "with" / "samples").iterdir())
     assert names == ["step_000001.png", "step_000002.png", "step_000003.png"]
+
+
+def test_samples_due_at_the_step_of_a_stop_are_made_when_the_run_goes_on(
+    toy, sampled, tmp_path, monkeypatch
+):
+    short = sampled(samples__prompts=["a"], samples__every=2, train__save_every=2)
+    train(short, tmp_path / "straight", progress=False)
+    write = MetricsLog.write
+
+    def write_and_stop(self, step, metrics):
+        write(self, step, metrics)
+        if step == 1:  # the signal is heard after the next step
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsLog, "write", write_and_stop)
+        assert train(short, tmp_path / "parts", progress=False) == (2, False)
+    made = "samples/step_000002.png"
+    assert not (tmp_path / "parts" / made).exists()
+    assert train(short, tmp_path / "parts", progress=False).finished
+    grids = [pixels(tmp_path / run / made) for run in ("straight", "parts")]
+    np.testing.assert_array_equal(*grids)
+    assert len(list((tmp_path / "parts/samples").iterdir())) == 1
 
 
 def test_a_grid_has_a_row_for_each_prompt_and_style_with_its_reference_first(
