@@ -8,11 +8,12 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -115,11 +116,8 @@ class Store:
         Raises:
             CheckpointError: there is none, it is damaged, or it does not fit.
         """
-        step = self.latest() if step is None else step
-        if step is None or step not in self._manager.all_steps():
-            raise CheckpointError(f"{self._manager.directory} has no checkpoint of step {step}")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
+        with self._reading(step) as step:
             found = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -129,12 +127,46 @@ class Store:
             state, data = found["state"], found["data"]
             if not isinstance(data, dict):
                 raise TypeError(f"the data's position is {data!r}")
+        return Restored(step, state, data)
+
+    def in_host_memory(self, wanted: Any, step: int | None = None) -> Any:
+        """Returns parts of a checkpoint's state as NumPy arrays; nothing else of it is read.
+
+        Args:
+            wanted: a state of the same structure; of what is wanted abstract arrays, and `...` of
+                the rest, which stays as it is.
+            step: which checkpoint; None is the newest.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or it does not fit.
+        """
+        with self._reading(step) as step:
+            # Orbax takes the kind of array from an example, which here has no memory of its own.
+            like = jax.tree.map(
+                lambda x: x if x is ... else np.broadcast_to(np.zeros((), x.dtype), x.shape), wanted
+            )
+            args = ocp.args.PyTreeRestore(
+                like, restore_args=ocp.checkpoint_utils.construct_restore_args(like)
+            )
+            path = self._manager.directory / str(step) / "state"
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                state = reader.restore(path, args=args)
+            jax.tree.map(_check_shape, like, state)
+        return state
+
+    @contextlib.contextmanager
+    def _reading(self, step: int | None) -> Iterator[int]:
+        """Gives the step that is read, the newest unless one is named; any failure is one line."""
+        step = self.latest() if step is None else step
+        if step is None or step not in self._manager.all_steps():
+            raise CheckpointError(f"{self._manager.directory} has no checkpoint of step {step}")
+        try:
+            yield step
         except Exception as error:  # Orbax and its readers raise anything on a broken file
             raise CheckpointError(
                 f"the checkpoint of step {step} in {self._manager.directory} is damaged or does "
                 f"not fit the config: {type(error).__name__}: {one_line(error, 400)}"
             ) from error
-        return Restored(step, state, data)
 
     def sweep(self) -> None:
         """Removes what saves that were killed or failed have left; one process calls it, no save.
@@ -192,3 +224,8 @@ def _reason(error: Exception) -> str:
 
 def _loss(metrics: Mapping[str, float]) -> float:
     return float(metrics["loss"])
+
+
+def _check_shape(wanted: Any, found: Any) -> None:
+    if wanted is not ... and wanted.shape != found.shape:
+        raise ValueError(f"wanted an array of {wanted.shape}, got {found.shape}")

@@ -285,7 +285,7 @@ class _Loop(NamedTuple):
             last: the run ends after it, so that it must succeed.
         """
         watch.settle()
-        if watch.unhealthy or done == saved:
+        if watch.unhealthy or (done == saved and not (last and self._failed(done))):
             return saved
         data = {**self.feed.state(done), WATCHED: self.tools.get_state()}
         loss = watch.mean_loss()
@@ -293,6 +293,11 @@ class _Loop(NamedTuple):
             self._try(self.store.wait, must=False)
             self._try(lambda: self.store.save(done, state, data, loss), must=last)
         return done
+
+    def _failed(self, done: int) -> bool:
+        """Returns whether the save after a step, where there was one, is not on disk in the end."""
+        self._try(self.store.wait, must=False)
+        return done > 0 and done not in self.store.steps()
 
     def _try(self, write: Callable[[], None], *, must: bool) -> None:
         """Writes on all processes; goes on without a checkpoint only if that is wanted."""

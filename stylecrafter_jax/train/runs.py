@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -141,22 +140,17 @@ def merged(run: Path, which: Which = "ema") -> tuple[ModelConfig, Params]:
         raise CheckpointError(f"{bundle} is another bundle than {run} started from")
     shapes = weights.select(parameter_shapes(config), STAGES[experiment.stage].trainable)
     tx = make_optimizer(experiment.optimizer, experiment.train.steps)
-
-    def zeros():
-        return {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
-
-    like = jax.eval_shape(lambda: init_state(zeros(), tx))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    like = jax.eval_shape(lambda params: init_state(params, tx), shapes)
+    field = "ema" if which == "ema" else "trainable"
+    wanted = jax.tree.map(lambda _: ..., like)._replace(**{field: getattr(like, field)})
     if not (run / CHECKPOINTS).is_dir():
         raise CheckpointError(f"{run} has no checkpoint yet")
     store = Store(run / CHECKPOINTS)
     try:
-        state = store.restore(like).state
+        state = store.in_host_memory(wanted)
     finally:
         store.close()
-    trained = state.ema if which == "ema" else state.trainable
-    return config, {**params, **{name: np.asarray(value) for name, value in trained.items()}}
+    return config, {**params, **getattr(state, field)}
 
 
 def write_bundle(

@@ -49,6 +49,7 @@ class Watch:
         self._waiting: tuple[int, Any, np.ndarray] | None = None
         self._values: dict[str, float] = {}
         self._losses: list[float] = []
+        self._mean_loss = math.inf
 
     def add(self, step: int, metrics: Any, index: np.ndarray) -> None:
         """Takes a step's metrics, still being computed, and looks at those of the step before."""
@@ -114,9 +115,10 @@ class Watch:
         return {**self._values, **self._means.values()}
 
     def mean_loss(self) -> float:
-        """Returns the mean loss of the healthy steps since the last call."""
-        losses, self._losses = self._losses, []
-        return float(np.mean(losses)) if losses else math.inf
+        """Returns the mean loss of the healthy steps since the last call, or what that returned."""
+        if self._losses:
+            self._mean_loss, self._losses = float(np.mean(self._losses)), []
+        return self._mean_loss
 
 
 def _say(line: str) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -74,6 +75,26 @@ def test_another_shape_does_not_fit(make_store):
         store.restore(State(jnp.int32(0), {"other": jnp.zeros(3)}))
     with pytest.raises(CheckpointError, match="has no checkpoint of step 9"):
         store.restore(state(0.0), 9)
+
+
+def test_a_part_is_read_into_host_memory_and_the_rest_left_out(make_store):
+    store = make_store()
+    store.save(1, State(jnp.int32(3), {"a": jnp.ones(3), "b": jnp.zeros((2, 2))}), {}, 0.5)
+    store.wait()
+    wanted = jax.ShapeDtypeStruct((3,), np.float32)
+    found = store.in_host_memory(State(..., {"a": wanted, "b": ...}))
+    assert isinstance(found, State) and (found.step, found.weights["b"]) == (..., ...)
+    assert isinstance(found.weights["a"], np.ndarray)
+    np.testing.assert_array_equal(found.weights["a"], [1.0] * 3)
+    for other in (
+        State(..., {"a": jax.ShapeDtypeStruct((4,), np.float32), "b": ...}),
+        State(..., {"a": wanted}),
+    ):
+        with pytest.raises(CheckpointError, match="of step 1 in .* does not fit") as error:
+            store.in_host_memory(other)
+        assert "\n" not in str(error.value)
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 9"):
+        store.in_host_memory(State(..., {"a": wanted, "b": ...}), 9)
 
 
 def test_a_disk_that_is_full_is_one_line_and_loses_nothing(make_store):

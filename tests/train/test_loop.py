@@ -16,6 +16,7 @@ import pytest
 
 from stylecrafter_jax import params as weights
 from stylecrafter_jax.checkpoints.bundle import BundleWriter, load_bundle, part_of
+from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.checkpoints.torch_files import CheckpointError, read_tensors
 from stylecrafter_jax.cli import main
 from stylecrafter_jax.config import ConfigError
@@ -31,7 +32,15 @@ from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import load_start
 from stylecrafter_jax.train.watch import TrainingError
 from tests.several import write_config
-from tests.train.conftest import assert_same_run, changed, history, rows, state_of, toy_build_step
+from tests.train.conftest import (
+    assert_same_run,
+    changed,
+    history,
+    rows,
+    saved_steps,
+    state_of,
+    toy_build_step,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,6 +139,31 @@ def test_whatever_ends_the_data_is_one_line_and_a_checkpoint(
     with pytest.raises(DataError, match="cannot be read: Worker process was terminated unexp"):
         train(changed(experiment, train__steps=9), run, progress=False)
     assert int(state_of(run, experiment, experiment.bundle).step) == 3
+    monkeypatch.undo()
+
+
+def test_a_save_that_failed_is_tried_again_before_the_data_end_the_run(
+    toy, experiment, tmp_path, monkeypatch
+):
+    draw, save, run, tried = Batches.__next__, Store.save, tmp_path / "run", []
+
+    def draw_or_fail(self):
+        if self.step == 4:
+            raise DataError("no more")
+        return draw(self)
+
+    def save_or_fail(self, step, *args):
+        tried.append(step)
+        if tried == [2, 4]:
+            raise CheckpointError("the disk is full")
+        save(self, step, *args)
+
+    monkeypatch.setattr(Batches, "__next__", draw_or_fail)
+    monkeypatch.setattr(Store, "save", save_or_fail)
+    patient = changed(experiment, train__steps=9, train__on_save_error="continue")
+    with pytest.raises(DataError, match="no more"):
+        train(patient, run, progress=False)
+    assert tried == [2, 4, 4] and saved_steps(run) == [2, 4]
     monkeypatch.undo()
 
 
