@@ -16,7 +16,6 @@ from PIL import Image
 
 from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.cli import main
-from stylecrafter_jax.config_json import to_dict
 from stylecrafter_jax.data import features
 from stylecrafter_jax.data.archives import ArrayRecordSource, TarSource
 from stylecrafter_jax.data.features import FeatureRecord, FeatureTransform, layout
@@ -29,6 +28,7 @@ from stylecrafter_jax.data.sources import open_source
 from stylecrafter_jax.data.transforms import Transform
 from tests.data.conftest import numbered_clip, picture
 from tests.fuzz.test_bombs import png as gigapixels
+from tests.several import write_config
 from tests.train.conftest import assert_same_run, changed, saved_steps
 
 RECORDS = 8
@@ -344,15 +344,6 @@ def bad_pictures(good, tmp_path):
     return folder, reasons
 
 
-def config_file(path, experiment):
-    path.write_text(
-        "from stylecrafter_jax.config_json import from_dict\n"
-        "from stylecrafter_jax.train.experiment import Experiment\n"
-        f"def get_config():\n    return from_dict(Experiment, {to_dict(experiment)!r})\n"
-    )
-    return str(path)
-
-
 @pytest.fixture
 def cli(monkeypatch):
     """The command line, without its cache of compiled programs."""
@@ -370,7 +361,7 @@ def test_training_goes_on_over_bad_data_and_lists_it(
 ):
     folder, reasons = bad_pictures
     some = changed(experiment, data__images=str(folder))
-    config = config_file(tmp_path / "config.py", some)
+    config = str(write_config(some, tmp_path / "config.py"))
     settings = ("--quiet", "--set", "data.max_bad_rate=1.0", "train.save_every=50")
     for run, steps in (("parts", 3), ("parts", 8), ("straight", 8)):
         arguments = ["train", config, "--out", str(tmp_path / run), *settings]
@@ -406,7 +397,7 @@ def test_bad_clips_and_captions_are_counted_by_their_source(
     both = {"data__images": str(bad_pictures[0]), "data__videos": str(folder), "data__frames": 3}
     # Three tenths of the steps on pictures: twelve of forty, and every clip of an epoch.
     some = changed(experiment, **both, stage="stage2", data__image_share=0.3, train__steps=40)
-    config = config_file(tmp_path / "config.py", some)
+    config = str(write_config(some, tmp_path / "config.py"))
     settings = ("--quiet", "--set", "data.max_bad_rate=1.0", "train.save_every=50")
     for run, steps in (("parts", 7), ("parts", 40), ("straight", 40)):
         arguments = ["train", config, "--out", str(tmp_path / run), *settings]
@@ -425,7 +416,9 @@ def test_too_much_bad_data_ends_training_with_a_line_and_the_checkpoint(
     toy, cli, experiment, bad_pictures, tmp_path, capsys
 ):
     folder, reasons = bad_pictures
-    config = config_file(tmp_path / "config.py", changed(experiment, data__images=str(folder)))
+    config = str(
+        write_config(changed(experiment, data__images=str(folder)), tmp_path / "config.py")
+    )
     run = tmp_path / "run"
     settings = (
         "--set",
@@ -451,7 +444,9 @@ def test_too_much_bad_data_ends_training_with_a_line_and_the_checkpoint(
 @pytest.mark.slow
 def test_on_mended_data_the_run_goes_on(toy, cli, experiment, bad_pictures, tmp_path):
     folder, reasons = bad_pictures
-    config = config_file(tmp_path / "config.py", changed(experiment, data__images=str(folder)))
+    config = str(
+        write_config(changed(experiment, data__images=str(folder)), tmp_path / "config.py")
+    )
     run = tmp_path / "run"
     settings = ("--set", "data.max_bad_rate=0.03", "train.steps=12", "--quiet")
     assert cli(["train", config, "--out", str(run), *settings]) == 1
@@ -463,7 +458,9 @@ def test_on_mended_data_the_run_goes_on(toy, cli, experiment, bad_pictures, tmp_
 
 def test_a_missing_shard_leaves_no_run(toy, cli, experiment, shards, tmp_path, capsys):
     shard(shards, 3).unlink()
-    config = config_file(tmp_path / "config.py", changed(experiment, data__images=str(shards)))
+    config = str(
+        write_config(changed(experiment, data__images=str(shards)), tmp_path / "config.py")
+    )
     assert cli(["train", config, "--out", str(tmp_path / "run"), "--quiet"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "data-00003-of-00004.array_record" in error
@@ -499,7 +496,7 @@ def test_shards_that_vanish_in_a_run_end_it_with_the_checkpoint(
     toy, cli, experiment, shards, tmp_path, capsys, lose
 ):
     some = changed(experiment, data__images=str(shards), train__steps=30)
-    config = config_file(tmp_path / "config.py", some)
+    config = str(write_config(some, tmp_path / "config.py"))
     run, straight = tmp_path / "run", tmp_path / "straight"
     assert cli(["train", config, "--out", str(straight), "--quiet"]) == 0
     mend = lose(*(shard(shards, number) for number in range(4)))
@@ -516,7 +513,7 @@ def test_a_run_goes_on_without_the_shard_that_vanishes(
     toy, cli, experiment, shards, tmp_path, lose
 ):
     some = changed(experiment, data__images=str(shards), train__steps=20)
-    config = config_file(tmp_path / "config.py", changed(some, data__max_bad_rate=1.0))
+    config = str(write_config(changed(some, data__max_bad_rate=1.0), tmp_path / "config.py"))
     lose(shard(shards, 2))
     assert cli(["train", config, "--out", str(tmp_path / "run"), "--quiet"]) == 0
     found = refused(tmp_path / "run")
