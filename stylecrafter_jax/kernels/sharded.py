@@ -154,21 +154,6 @@ def split_pictures(batch: Any) -> Any:
     return jax.tree.map(split, batch)
 
 
-def alike_over_frames(function: Callable[..., Any], *args: Any) -> Any:
-    """Returns `function(*args)` of arrays without frames, which devices that share videos all have.
-
-    Left to itself, XLA would split such work over them, and send weights and sums around.
-    """
-    if _size(FRAMES) == 1:
-        return function(*args)
-    mesh = jax.sharding.get_abstract_mesh()
-    whole = PartitionSpec()
-    alike = jax.shard_map(
-        function, mesh=mesh, in_specs=whole, out_specs=whole, axis_names={FRAMES}, check_vma=False
-    )
-    return alike(*args)
-
-
 def own_channels(x: Shaped[Array, "*batch c"]) -> Shaped[Array, "*batch c"]:
     """Has the devices of `tensor` hold their own of the last axis, if its size is even."""
     if heads_of_a_device(x.shape[-1]) == x.shape[-1]:

@@ -1,8 +1,7 @@
 """The losses of all stages: a batch of pixels or of precomputed features to one number."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from stylecrafter_jax.diffusion.losses import training_target
 from stylecrafter_jax.diffusion.schedules import NoiseSchedule, add_noise, at_timesteps
-from stylecrafter_jax.kernels.sharded import alike_over_frames, over_frames, split_pictures
+from stylecrafter_jax.kernels.sharded import over_frames, split_pictures
 from stylecrafter_jax.media.images import clip_pixels
 from stylecrafter_jax.models.networks import Networks
 from stylecrafter_jax.models.unet_video import Mode
@@ -97,12 +96,10 @@ def encoded(nets: Networks, params: Params, batch: Batch, *, image_size: int) ->
 
     # Its attention has one head.
     mean, logvar = over_frames(latents, batch["pixels"], select(params, "^vae/"), heads=1)
-    call = _by_row(batch)
-    text = call(nets.encode_text, select(params, "^text_encoder/"), batch["ids"])
+    text = nets.encode_text(params, batch["ids"])
     features = {"mean": mean, "logvar": logvar, "text": text}
     if "style" in batch:
-        references = functools.partial(_references, nets, size=image_size)
-        features["image"] = call(references, select(params, "^image_encoder/"), batch["style"])
+        features["image"] = _references(nets, params, batch, image_size)
     return features
 
 
@@ -120,14 +117,8 @@ def _clips(batch: Batch) -> Array:
     return batch["pixels"] if "pixels" in batch else batch["mean"]
 
 
-def _by_row(batch: Batch) -> Callable[..., Any]:
-    """Returns what calls a function of rows; devices that share the frames of one do it alike."""
-    if are_pictures(batch):
-        return lambda function, *args: function(*args)
-    return alike_over_frames
-
-
-def _references(nets: Networks, params: Params, style: Array, *, size: int) -> Array:
+def _references(nets: Networks, params: Params, batch: Batch, size: int) -> Array:
+    style = batch["style"]
     b, r = style.shape[:2]
     tokens = nets.encode_image(params, clip_pixels(style.reshape(b * r, *style.shape[2:]), size))
     return tokens.reshape(b, r * tokens.shape[1], tokens.shape[2])
@@ -180,20 +171,23 @@ def denoising(
         if "drop_text" in batch:
             text = jnp.where(batch["drop_text"][:, None, None], seen.uncond, text)
         metrics: Metrics = {}
-        call, unet, adapter = _by_row(batch), select(params, "^unet/"), select(params, "^adapter/")
         style = scale = None
         if seen.image is not None:
-            style = call(nets.style_tokens, adapter, seen.image)
-            scale = call(nets.style_scale, adapter, style, text)
+            style = nets.style_tokens(params, seen.image)
+            scale = nets.style_scale(params, style, text)
             metrics[SCALE] = by_layer(scale, batch.get("drop_style"))
             if "drop_style" in batch:
                 scale = jnp.where(batch["drop_style"][:, None], 0.0, scale)
-        noisy, at = add_noise(schedule, x0, noise, t), t.astype(jnp.float32)
-        # What has no frames is computed here, and not again in the backward pass.
-        kv = call(nets.context_kv, unet, text, style)
-        embeddings = call(functools.partial(_embeddings, nets), unet, at, batch.get("fps"))
+        noisy = add_noise(schedule, x0, noise, t)
         pred = nets.unet(
-            unet, noisy, at, text, style, scale, mode=mode, kv=kv, embeddings=embeddings
+            params,
+            noisy,
+            t.astype(jnp.float32),
+            text,
+            style,
+            scale,
+            fps=batch.get("fps"),
+            mode=mode,
         )
         target = training_target(schedule, x0, noise, t)
         errors = jnp.mean(jnp.square(pred - target), axis=tuple(range(1, x0.ndim)))
@@ -203,18 +197,6 @@ def denoising(
         return jnp.mean(weight * errors), metrics
 
     return loss
-
-
-def _embeddings(
-    nets: Networks, unet: Params, t: Float[Array, " b"], fps: Float[Array, " b"] | None
-) -> dict[str, Array]:
-    """Returns what every residual block makes of the timestep and frame rate of each row."""
-
-    def of_row(t, fps):
-        tables = nets.embeddings(unet, t[None], None if fps is None else fps[None])
-        return {name: table[0, 0] for name, table in tables.items()}
-
-    return jax.vmap(of_row)(t, fps)
 
 
 def normal(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:

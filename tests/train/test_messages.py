@@ -20,8 +20,10 @@ from tests.conftest import SMALL
 from tests.train.conftest import QUICK
 
 PICTURES, CLIPS = "step on pictures", "step on clips"
-# Their rows are looked up where they lie, and then change places.
+# Of token embeddings, rows are looked up where they lie, and then change places.
 LOOKED_UP = r"embeddings/"
+# What has no frames, and which XLA may therefore split over the devices that share those of a clip.
+NO_FRAMES = r"(FlaxCLIP|StyleTransformer|ScaleEncoder|time_embed|emb_layers|\.1/.*attn2/to_[kv])"
 NUMBERS = 100  # at most, of metrics that are sums over all rows
 LAYERS = sum(layer.kind == "temporal" for layer in unet_plan(SMALL.unet).layers)
 # Frames change places with positions and come back, forward and backward; but the gradient ends at
@@ -43,7 +45,10 @@ def everything_is_split(monkeypatch):
 
 @functools.cache
 def sent(name, **axes):
-    """Returns the messages of a step of stage 2, by kind; the rest of eight devices is `data`."""
+    """Returns the messages of a step of stage 2, by kind; the rest of eight devices is `data`.
+
+    Those of layers without frames are of the kind `no frames`, if the mesh has `frames`.
+    """
     data = DataConfig(
         images="pictures",
         videos="clips",
@@ -68,7 +73,8 @@ def sent(name, **axes):
     found = {}
     for message in messages(text):
         if not re.search(LOOKED_UP, message.name):
-            found.setdefault(message.kind, []).append(message.values)
+            alike = axes.get("frames", 1) > 1 and re.search(NO_FRAMES, message.name)
+            found.setdefault("no frames" if alike else message.kind, []).append(message.values)
     return found
 
 
@@ -109,11 +115,16 @@ def test_split_weights_and_frames_send_what_either_sends():
     both, frames, split = (
         sent(CLIPS, **axes) for axes in ({"frames": 2, "fsdp": 2}, {"frames": 4}, {"fsdp": 8})
     )
-    assert set(both) == set(frames) | set(split)
+    assert set(both) - {"no frames"} == set(frames) | set(split)
     assert len(both["all-to-all"]) == TURNS and sum(both["all-reduce"]) <= 2 * LARGEST
-    assert len(both["all-gather"]) <= len(split["all-gather"])
+    gathered = sum(both["all-gather"]) + sum(both["no frames"])
+    assert len(both["all-gather"]) < len(split["all-gather"])
+    assert gathered <= 1.1 * sum(split["all-gather"])
 
 
 @pytest.mark.slow
 def test_pictures_are_split_over_frames_where_weights_are_split_too():
-    assert sent(PICTURES, frames=2, fsdp=4).keys() == sent(PICTURES, fsdp=8).keys()
+    found, split = sent(PICTURES, frames=2, fsdp=4), sent(PICTURES, fsdp=8)
+    assert set(found) - {"no frames"} == set(split)
+    both = sum(found["all-gather"]) + sum(found["no frames"])
+    assert both == sum(split["all-gather"])
