@@ -133,6 +133,23 @@ def test_replicated_weights_are_not_gathered(axes):
     assert forward_sends(axes, "replicated") == forward_sends(axes | {"fsdp": 1})
 
 
+@pytest.mark.parametrize("rows", [8, pytest.param(3, marks=pytest.mark.slow)])
+def test_pictures_are_split_over_the_devices_of_frames(rows):
+    """One by one where their number is even, and then nothing is sent."""
+    params, batch, _ = problem()
+    pictures = {name: x[:rows, :1] if name == "x" else x[:rows] for name, x in batch.items()}
+
+    def run(params, batch):
+        own = (batch[key] for key in ("x", "t", "text", "style"))
+        return networks(SMALL).unet(params, *own, mode="image")
+
+    mesh = make_mesh(np.array(jax.devices()[:4]), frames=4)
+    program, placed = compiled(mesh, run, params, pictures)
+    assert bool(sent(program.as_text())) == (rows % 4 > 0)
+    wanted = jax.jit(run, compiler_options=QUICK)(params, pictures)
+    np.testing.assert_allclose(program(*placed), wanted, atol=1e-4)
+
+
 def forward_sends(sizes, layout="weights"):
     """Returns how many messages of each kind a forward pass of the UNet sends."""
     params, batch, _ = problem()

@@ -121,6 +121,11 @@ def over_rows(
     return split(*by_row, *shared)
 
 
+def are_own_pictures(rows: int, frames: int) -> bool:
+    """Returns whether videos of so many frames are pictures, each of which one device has."""
+    return frames == 1 and rows % _size(*ROW_AXES) == 0
+
+
 def split_frames(x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
     """Has the devices hold their own videos and, of these, their own frames.
 
@@ -128,7 +133,7 @@ def split_frames(x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
     """
     if devices_in_use() == 1:
         return x
-    if x.shape[1] == 1 and x.shape[0] % _size(*ROW_AXES) == 0:
+    if are_own_pictures(*x.shape[:2]):
         return split_pictures(x)
     rows = _open(BATCH_AXES) if x.shape[0] % _size(*BATCH_AXES) == 0 else _ANY
     frames = FRAMES if _open((FRAMES,)) and x.shape[1] % _size(FRAMES) == 0 else _ANY

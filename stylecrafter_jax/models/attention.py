@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from stylecrafter_jax.kernels.dispatch import Implementation
 from stylecrafter_jax.kernels.dual_attention import dual_attention
 from stylecrafter_jax.kernels.self_attention import attention
-from stylecrafter_jax.kernels.sharded import over_frames
+from stylecrafter_jax.kernels.sharded import are_own_pictures, over_frames
 from stylecrafter_jax.kernels.temporal_attention import relative_attention, temporal_attention
 from stylecrafter_jax.models.layers import tiled
 
@@ -76,7 +76,7 @@ class TemporalAttention(nn.Module, kw_only=True):
         if mask is not None:
             arrays.append(jnp.broadcast_to(mask, (*x.shape[:2], *mask.shape[2:])))
         attend = functools.partial(self.attend, alone=context is None)
-        if x.shape[2] == 1:  # pictures, whose positions are not split
+        if are_own_pictures(len(x), x.shape[2]):  # whose positions are not split
             out = attend(arrays, *tables)
         else:
             out = over_frames(attend, arrays, *tables, heads=self.heads if mask is None else None)
@@ -182,7 +182,7 @@ class DualCrossAttention(nn.Module, kw_only=True):
             frames = rows.shape[1]
             q = rearrange(rows, "b f n (m e) -> b (f n) m e", m=self.heads)
             k, v = (rearrange(y, "b l (m e) -> b l m e", m=self.heads) for y in (k, v))
-            out = attention(q, k, v, queries=frames > 1)
+            out = attention(q, k, v, queries=not are_own_pictures(len(rows), frames))
             return rearrange(out, "b (f n) m e -> b f n (m e)", f=frames)
 
         q = tiled(dense("to_q")(x), text.shape[0])
@@ -213,7 +213,7 @@ class DualCrossAttention(nn.Module, kw_only=True):
             out = dual_attention(
                 *(flat, k, v, k_style, v_style, gain, *norm),
                 heads=self.heads,
-                queries=frames > 1,
+                queries=not are_own_pictures(len(q), frames),
                 impl=self.impl,
             )
             out = rearrange(out, "b (f n) k -> b f n k", f=frames)
