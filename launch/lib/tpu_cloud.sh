@@ -124,17 +124,21 @@ on_host() {
 
 # guard: from here on, what this call creates is deleted if it fails.
 guard() {
-    trap 'exit 129' HUP
-    trap 'exit 141' PIPE
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
-    trap clean_up EXIT
+    trap 'clean_up 129' HUP
+    trap 'clean_up 141' PIPE
+    trap 'clean_up 130' INT
+    trap 'clean_up 143' TERM
+    trap 'clean_up $?' EXIT
 }
 
+# clean_up STATUS: the end. A second signal may come before the first lines of this are run, as that of
+# a closed pipe, into which the shell itself says what the first one ended: then it begins again.
 clean_up() {
-    local status=$?
+    local status=$1
     # Nothing may end this before the slice is gone: no second signal, no closed terminal or pipe.
     trap '' INT TERM HUP PIPE
+    trap - EXIT
+    [ "$BASHPID" = $$ ] || exit "$status"
     set +e
     [ "$created$delete_after" = nono ] || [ "$following" = no ] || stop_and_wait
     if [ "$created" = yes ] && [ "$keep" = yes ] && [ "$dry_run" = no ]; then
