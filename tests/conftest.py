@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stylecrafter_jax import sharding
 from stylecrafter_jax.config import (
     AdapterConfig,
     AutoencoderConfig,
@@ -131,3 +132,11 @@ def style_files(tmp_path_factory):
         pixels[..., i] //= 4
         Image.fromarray(pixels).save(path)
     return paths
+
+
+@pytest.fixture
+def everything_is_split(monkeypatch):
+    """Eight devices, over which the arrays of a small model are split as well."""
+    if jax.device_count() < 8:
+        pytest.skip("eight devices are not here")
+    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)

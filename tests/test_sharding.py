@@ -30,11 +30,7 @@ MESHES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def everything_is_split(monkeypatch):
-    if jax.device_count() < 8:
-        pytest.skip("eight devices are not here")
-    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
+pytestmark = pytest.mark.usefixtures("everything_is_split")
 
 
 @functools.cache

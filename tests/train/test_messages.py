@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from stylecrafter_jax import params as weights
-from stylecrafter_jax import sharding
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.models.unet_video import unet_plan
 from stylecrafter_jax.params import TEMPORAL
@@ -35,12 +34,7 @@ TABLES = weights.count(weights.select(TRAINED, "embeddings_table"))
 GRADIENT = weights.count(TRAINED) - TABLES
 LARGEST = GRADIENT + 2 * TABLES + NUMBERS
 
-
-@pytest.fixture(autouse=True)
-def everything_is_split(monkeypatch):
-    if jax.device_count() < 8:
-        pytest.skip("eight devices are not here")
-    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
+pytestmark = pytest.mark.usefixtures("everything_is_split")
 
 
 @functools.cache
