@@ -1,10 +1,10 @@
 """What the programs may cost: operations, bytes moved, memory; no clock is involved.
 
-    python -m tests.plan.budgets [cpu] [v5e] [cpu:2x2] [v5e:2x2] [plans]
+    python -m tests.plan.budgets [cpu] [v5e] [cpu:2x2] [v5e:2x2]
 
 writes `budgets.json` anew, for a change that is meant to cost more or that costs less. One device,
-or four as a mesh of each task's own; `plans` takes those of the full-size model from
-`benchmarks/results/plans`, which `benchmarks/plans.py` compiled.
+or four as a mesh of each task's own. Those of the full-size model are `benchmarks/results/plans`,
+which `benchmarks/plans.py` compiled.
 """
 
 import dataclasses
@@ -36,7 +36,6 @@ GATED = ("flops", "bytes_accessed", "temporary")
 # Four devices: heads and channels are split, and of a video the frames, of training the weights.
 MESHES = {"generate": {"frames": 2, "tensor": 2}, "stage1": {"fsdp": 2, "tensor": 2}}
 PLANS = Path(__file__).parents[2] / "benchmarks" / "results" / "plans"
-OF_A_PLAN = ("topology", "mesh", "hbm_peak_bytes", "held_bytes", "collective_bytes_by_kind")
 
 
 def tasks(axes: Mapping[str, Any]) -> dict[str, Task]:
@@ -100,20 +99,18 @@ def on_cpu(task: Task, axes: Mapping[str, int] | None) -> dict[str, Figures]:
 
 
 def planned() -> dict[str, dict[str, Any]]:
-    """Returns what was compiled of the full-size model for several chips."""
+    """Returns the plans of the full-size model for several chips, as compiled, by file name."""
     plans = {path.stem: json.loads(path.read_text()) for path in sorted(PLANS.glob("*.json"))}
     return {
-        name: {key: plan[key] for key in OF_A_PLAN}
-        for name, plan in plans.items()
-        if plan["chips"] > 1 and "held_bytes" in plan
+        name: plan for name, plan in plans.items() if plan["chips"] > 1 and "held_bytes" in plan
     }
 
 
 def main() -> None:
     """Writes the budgets."""
     budgets = json.loads(FILE.read_text()) if FILE.exists() else {}
-    for where in sys.argv[1:] or ["cpu", "v5e", "cpu:2x2", "v5e:2x2", "plans"]:
-        budgets[where] = planned() if where == "plans" else measured(where)
+    for where in sys.argv[1:] or ["cpu", "v5e", "cpu:2x2", "v5e:2x2"]:
+        budgets[where] = measured(where)
     budgets["full_size_flops"] = full_size()
     FILE.write_text(json.dumps(budgets, indent=1, sort_keys=True) + "\n")
 

@@ -42,8 +42,7 @@ def test_a_full_sample_takes_nine_tenths_of_the_released_work_and_a_fast_one_a_t
 
 
 def test_the_full_size_model_fits_over_every_mesh_that_was_compiled():
-    plans = BUDGETS["plans"]
-    assert plans == budgets.planned()  # of the files that name their commands
+    plans = budgets.planned()
     over = {
         name: plan["hbm_peak_bytes"]
         for name, plan in plans.items()
@@ -58,10 +57,9 @@ def test_the_full_size_model_fits_over_every_mesh_that_was_compiled():
 @pytest.mark.slow
 @pytest.mark.parametrize("compiling", [False, pytest.param(True, marks=with_libtpu)])
 def test_a_full_size_plan_holds_and_takes_what_its_budget_says(capsys, compiling):
-    name = "stage1_large_v5e"
-    command = json.loads((budgets.PLANS / f"{name}.json").read_text())["command"]
-    arguments = shlex.split(command)[2:] + ([] if compiling else ["--no-compile"])
-    found, wanted = planned(capsys, *arguments), BUDGETS["plans"][name]
+    wanted = budgets.planned()["stage1_large_v5e"]
+    arguments = shlex.split(wanted["command"])[2:] + ([] if compiling else ["--no-compile"])
+    found = planned(capsys, *arguments)
     assert (found["mesh"], found["held_bytes"]) == (wanted["mesh"], wanted["held_bytes"])
     if compiling:
         assert found["hbm_peak_bytes"] <= budgets.SLACK * wanted["hbm_peak_bytes"]
