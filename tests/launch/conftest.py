@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -75,12 +76,16 @@ class Cloud:
         return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
     def start(self, *words, script="tpu.sh"):
-        """Starts a launcher in a process group of its own."""
-        return subprocess.Popen(
-            [str(ROOT / "launch" / script), *map(str, words)],
-            **{"env": self.environment, "cwd": self.folder, "start_new_session": True},
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
-        )
+        """Starts a launcher in a process group of its own, which hears SIGHUP also under nohup."""
+        before = signal.signal(signal.SIGHUP, lambda *_: None)  # what is handled is not inherited
+        try:
+            return subprocess.Popen(
+                [str(ROOT / "launch" / script), *map(str, words)],
+                **{"env": self.environment, "cwd": self.folder, "start_new_session": True},
+                **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+            )
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     def run(self, *words, script="tpu.sh", status=0, timeout=60):
         """Returns what a launcher says on standard output and standard error."""
