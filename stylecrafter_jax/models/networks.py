@@ -153,6 +153,12 @@ def _apply(module: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Any:
 
 def parameter_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the name and shape of every parameter of the model, as float32."""
+    return dict(_shapes(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns them for `parameter_shapes`: tracing all networks takes seconds."""
     shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
     return {name: jax.ShapeDtypeStruct(value.shape, jnp.float32) for name, value in shapes.items()}
 

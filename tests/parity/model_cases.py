@@ -68,7 +68,7 @@ def style_condition(case: Case, params: Params, config: Any, nets: Networks):
         return None, None
     if tokens.ndim == 4:
         tokens = rearrange(tokens, "b r n d -> b (r n) d")
-    style = nets.style_tokens(params, jnp.asarray(tokens))
+    style = jax.jit(nets.style_tokens)(params, jnp.asarray(tokens))
     return style, predicted_scalar(params, config, style, jnp.asarray(case.input("context")))
 
 
@@ -78,7 +78,7 @@ def predicted_scalar(params: Params, config: Any, style: jax.Array, text: jax.Ar
     if predictor is None:
         return None
     own = {"params": weights.nest(weights.part(params, "adapter/scale_predictor"))}
-    return ScaleEncoder(config=predictor).apply(own, style, text)
+    return jax.jit(ScaleEncoder(config=predictor).apply)(own, style, text)
 
 
 def layer_scale(scalar: Any, config: Any) -> Any:
@@ -140,7 +140,8 @@ def _filled(case: Case, module: nn.Module, *args: Any, prefix: str = "", **kwarg
     shapes = jax.eval_shape(functools.partial(module.init, key, **kwargs), *args)
     names = weights.flatten(shapes.get("params", {}))
     own = original.fill_module(names, prefix, case.state_dict())
-    return module.apply({"params": weights.nest(own)}, *args, **kwargs)
+    run = jax.jit(functools.partial(module.apply, **kwargs))
+    return run({"params": weights.nest(own)}, *args)
 
 
 def style_transformer(case: Case) -> dict[str, Any]:
@@ -324,4 +325,4 @@ def _clip_block(case: Case, tokens: jax.Array) -> jax.Array:
     state = {inner + k.removeprefix("clip_block."): v for k, v in case.state_dict().items()}
     own = weights.part(original.fill(names, state), prefix)
     with jax.numpy_rank_promotion("allow"):
-        return layer.apply({"params": weights.nest(own)}, tokens, None)[0]
+        return jax.jit(layer.apply)({"params": weights.nest(own)}, tokens, None)[0]

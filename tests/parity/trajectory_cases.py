@@ -134,18 +134,19 @@ def pipeline(case: Case) -> dict[str, Any]:
     state = case.state_dict()
     nets = networks(config)
     params = original.fill(parameter_shapes(config), state, whole=True)
-    features = nets.encode_text(params, jnp.asarray(case.input("tokens")))
+    features = jax.jit(nets.encode_text)(params, jnp.asarray(case.input("tokens")))
     text, uncond = features[:1], features[1:]
     images = np.stack([load_style_image(file) for file in reference_files(case)])
-    tokens = nets.encode_image(params, clip_pixels(images, size=config.clip.vision.image_size))
-    style = nets.style_tokens(params, rearrange(tokens, "r n c -> 1 (r n) c"))
+    pixels = clip_pixels(images, size=config.clip.vision.image_size)
+    tokens = jax.jit(nets.encode_image)(params, pixels)
+    style = jax.jit(nets.style_tokens)(params, rearrange(tokens, "r n c -> 1 (r n) c"))
     scalar = predicted_scalar(params, config, style, text)
     path, _ = _sample(
         case, nets, params, config, style=style, scale=original_scale(style, scalar, config),
         text=text, uncond=uncond, mode=values.get("mode", "video"),
     )  # fmt: skip
     video = decode_frames(
-        functools.partial(nets.vae_decode, params),
+        functools.partial(jax.jit(nets.vae_decode), params),
         path.x[-1],
         scale_factor=config.vae.scale_factor,
         factor=config.vae.downsampling,
