@@ -54,9 +54,7 @@ class Programs:
         compile_seconds: time spent compiling so far.
     """
 
-    def __init__(self, compiler_options: dict[str, Any] | None = None):
-        """Takes what XLA is told, such as to optimise less."""
-        self._options = compiler_options
+    def __init__(self):
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
         self.compile_seconds = 0.0
 
@@ -88,7 +86,7 @@ class Programs:
 
     def _compile(self, function, args: tuple[Any, ...], donate: tuple[int, ...], whole: bool):
         lowered = jitted(function, args, donate=donate, whole=whole).lower(*args)
-        return lowered.compile(self._options)
+        return lowered.compile()
 
     def run(
         self, key: Hashable, function: Callable[..., Any], *args: Any, whole: bool = True

@@ -4,13 +4,10 @@ import dataclasses
 import os
 import signal
 
+from tests.flags import FLAGS
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Eight devices; and less optimised code, which takes half the time to compile.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8"
-    " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
-)
+os.environ.setdefault("XLA_FLAGS", FLAGS.format(8))
 # Every test compiles for itself, and leaves the user's cache alone.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
@@ -108,11 +105,8 @@ def small_bundle(tmp_path_factory):
 def small_model(small_bundle):
     """It, ready to generate; what one test compiles the next one uses."""
     from stylecrafter_jax.generate import StyleCrafter
-    from stylecrafter_jax.programs import Programs
 
-    model = StyleCrafter.load(small_bundle)
-    model.programs = Programs({"xla_backend_optimization_level": 0})
-    return model
+    return StyleCrafter.load(small_bundle)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stylecrafter_jax.config_json import to_dict
+from tests.flags import FLAGS
 
 ROOT = Path(__file__).parents[1]
-FLAGS = "--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0"
 
 
 class Ended(NamedTuple):

@@ -14,7 +14,6 @@ from stylecrafter_jax.diffusion.guidance import Guidance
 from stylecrafter_jax.generate import StyleCrafter
 from stylecrafter_jax.models.networks import parameter_shapes
 from stylecrafter_jax.options import Options
-from stylecrafter_jax.programs import Programs
 from stylecrafter_jax.request import Request
 from stylecrafter_jax.sharding import run_mesh
 
@@ -302,7 +301,6 @@ def test_devices_that_work_together_make_what_one_makes(small_bundle, small_mode
     data = sizes.pop("data", 1)
     mesh = run_mesh(data, **sizes, rows=data * sizes.get("fsdp", 1))
     model = StyleCrafter.load(small_bundle, mesh=mesh)
-    model.programs = Programs({"xla_backend_optimization_level": 0})
     style = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     settings = {"steps": 3, "progress": lambda done, steps: None, **changes}
     prompts = settings.pop("prompts", ["a thing", "another"])

@@ -20,7 +20,6 @@ from tests.collectives import sent
 from tests.conftest import SMALL
 from tests.parity import weights as drawn
 
-QUICK = {"xla_backend_optimization_level": 0}
 MESHES = {
     "data": {},
     "fsdp": {"fsdp": 8},
@@ -57,14 +56,14 @@ def problem():
 @functools.cache
 def on_one_device():
     params, batch, gradient = problem()
-    return jax.jit(gradient, compiler_options=QUICK)(params, batch)
+    return jax.jit(gradient)(params, batch)
 
 
 def compiled(mesh, function, params, batch, layout="weights"):
     rows = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
     placed = put_weights(params, mesh, layout), jax.device_put(batch, rows)
     with jax.set_mesh(mesh):
-        return jax.jit(function).lower(*placed).compile(QUICK), placed
+        return jax.jit(function).lower(*placed).compile(), placed
 
 
 @pytest.mark.parametrize(
@@ -142,7 +141,7 @@ def test_pictures_are_split_over_the_devices_of_frames(rows):
     mesh = make_mesh(np.array(jax.devices()[:4]), frames=4)
     program, placed = compiled(mesh, run, params, pictures)
     assert bool(sent(program.as_text())) == (rows % 4 > 0)
-    wanted = jax.jit(run, compiler_options=QUICK)(params, pictures)
+    wanted = jax.jit(run)(params, pictures)
     np.testing.assert_allclose(program(*placed), wanted, atol=1e-4)
 
 

@@ -12,7 +12,8 @@ from stylecrafter_jax.world.scenes import FRAMES, MOTIONS
 def judges():
     """Judges before training."""
     keys = jax.random.split(jax.random.key(0))
-    parts = init_params(PICTURES, 3, keys[0]), init_params(CLIPS, 3 * FRAMES, keys[1])
+    draw = jax.jit(init_params, static_argnums=(0, 1))
+    parts = draw(PICTURES, 3, keys[0]), draw(CLIPS, 3 * FRAMES, keys[1])
     return Judges(*(jax.tree.map(np.asarray, part) for part in parts))
 
 

@@ -27,7 +27,7 @@ def batch(source, transform, size):
 
 def untold(network, channels):
     """Weights whose heads answer zero, whatever they see."""
-    params = init_params(network, channels, jax.random.key(0))
+    params = jax.jit(init_params, static_argnums=(0, 1))(network, channels, jax.random.key(0))
     heads = tuple(name for name, _ in network.heads)
     return {
         name: jnp.zeros_like(v) if name.split("/")[0] in heads else v for name, v in params.items()
@@ -43,14 +43,15 @@ def test_pairs_share_a_style_and_not_a_content():
 
 
 def test_who_knows_nothing_pays_the_logarithm():
+    of_clips, of_pictures = jax.jit(clip_loss), jax.jit(picture_loss)
     params = untold(CLIPS, 3 * FRAMES)
-    value, _ = clip_loss(params, batch(WorldSource("clips", 3), ClipTransform(), 3))
+    value, _ = of_clips(params, batch(WorldSource("clips", 3), ClipTransform(), 3))
     np.testing.assert_allclose(value, math.log(len(MOTIONS)), rtol=1e-5)
     # Equal style embeddings find one of b; ordinary pictures have no style to find.
     params = untold(PICTURES, 3) | {"style/bias": jnp.ones(64)}
-    value, _ = picture_loss(params, batch(WorldSource("styled", 4), PictureTransform(), 4))
+    value, _ = of_pictures(params, batch(WorldSource("styled", 4), PictureTransform(), 4))
     np.testing.assert_allclose(value, math.log(len(CONTENTS)) + math.log(4), rtol=1e-5)
-    value, _ = picture_loss(params, batch(WorldSource("ordinary", 4), PictureTransform(), 4))
+    value, _ = of_pictures(params, batch(WorldSource("ordinary", 4), PictureTransform(), 4))
     np.testing.assert_allclose(value, math.log(len(CONTENTS)), rtol=1e-5)
 
 

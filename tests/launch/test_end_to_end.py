@@ -5,8 +5,9 @@ import pytest
 
 from stylecrafter_jax.train.metrics_log import read_metrics
 from stylecrafter_jax.train.runs import merged
+from tests.flags import FLAGS
 from tests.launch.conftest import SLICE, WHAT
-from tests.several import FLAGS, write_config
+from tests.several import write_config
 from tests.train.conftest import changed, saved_steps
 
 STEPS = 60

@@ -1,9 +1,5 @@
-"""Weights of a module in both frameworks, and fast compiling.
+"""Weights of a module in both frameworks; their values depend on the PyTorch name alone."""
 
-Values depend on the PyTorch name alone.
-"""
-
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -55,28 +51,6 @@ def _state(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
             shape = (shape[-1], shape[-2], *shape[:-2])
         state[torch_name(name)] = weights.tensor(torch_name(name), shape)
     return state
-
-
-# Compiling is most of these tests' time; none of these options changes the mathematics.
-FAST_COMPILE = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
-
-
-def _exists(name: str, value: Any) -> bool:
-    """Returns whether this version of XLA has the option."""
-    try:
-        jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
-
-
-compiled = functools.partial(
-    jax.jit, compiler_options={k: v for k, v in FAST_COMPILE.items() if _exists(k, v)}
-)
 
 
 def normal(seed: int, *shape: int) -> jax.Array:

@@ -11,7 +11,7 @@ from stylecrafter_jax.models.attention import (
     TemporalAttention,
     context_kv,
 )
-from tests.models.filled import compiled, fill, normal, shapes_of
+from tests.models.filled import fill, normal, shapes_of
 
 F32 = {"dtype": jnp.float32}
 LAYER = {"atol": 1e-5, "rtol": 1e-5}
@@ -26,7 +26,7 @@ def dual(fusion="dual", use_norm=True, dtype=jnp.float32):
 
 
 def run(module, *args):
-    return compiled(module.apply)(*args)
+    return jax.jit(module.apply)(*args)
 
 
 @pytest.mark.parametrize("relative", [None, 2])
@@ -86,7 +86,7 @@ def test_rescaling_to_the_texts_norm_has_the_originals_gradient(original):
     def loss(x, text, style):
         return (module.apply(variables, x, text, style) * direction).sum()
 
-    found = compiled(jax.grad(loss, argnums=(0, 1, 2)))(FRAMES, TEXT, STYLE)
+    found = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(FRAMES, TEXT, STYLE)
     leaves = [torch.tensor(np.asarray(y), requires_grad=True) for y in (FRAMES, TEXT, STYLE)]
     x, text, style = leaves
     y = original.dual_attention(

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from stylecrafter_jax import params as weights_of
 from stylecrafter_jax.config import CLIPConfig, TextTowerConfig, VisionTowerConfig
 from stylecrafter_jax.models import clip
-from tests.models.filled import compiled, normal
+from tests.models.filled import normal
 from tests.parity import weights
 
 CLIP = CLIPConfig(
@@ -33,7 +33,7 @@ def encoders():
 
 
 def encode_text(params, ids, config=CLIP):
-    return compiled(clip.encode_text, static_argnums=1)(params, config, ids)
+    return jax.jit(clip.encode_text, static_argnums=1)(params, config, ids)
 
 
 def test_text_features_depend_on_earlier_tokens_alone(encoders):
@@ -63,7 +63,7 @@ def test_penultimate_leaves_the_last_block_out(encoders):
 
 def test_only_the_class_token_is_normed_last(encoders):
     pixels = normal(0, 2, 8, 8, 3)
-    run = compiled(clip.encode_image, static_argnums=1)
+    run = jax.jit(clip.encode_image, static_argnums=1)
     tokens = run(encoders[1], CLIP, pixels)
     assert tokens.shape == (2, 1 + 4, 40)
     params = jax.tree.map(np.array, encoders[1])
@@ -99,12 +99,12 @@ def test_embeddings_are_those_of_the_whole_clip_model(encoders, hugging_face):
     model, params = hugging_face
     pixels = normal(0, 2, 8, 8, 3)
     with jax.numpy_rank_promotion("allow"):
-        text = compiled(lambda p: model.get_text_features(IDS, params=p))(params)
+        text = jax.jit(lambda p: model.get_text_features(IDS, params=p))(params)
         channels_first = jnp.moveaxis(pixels, -1, 1)
-        image = compiled(lambda p: model.get_image_features(channels_first, params=p))(params)
-    found = compiled(clip.embed_text, static_argnums=1)(encoders[0], CLIP, IDS, jnp.int32(10))
+        image = jax.jit(lambda p: model.get_image_features(channels_first, params=p))(params)
+    found = jax.jit(clip.embed_text, static_argnums=1)(encoders[0], CLIP, IDS, jnp.int32(10))
     assert_allclose(found, normalised(text), atol=1e-5)
-    found = compiled(clip.embed_image, static_argnums=1)(encoders[1], CLIP, pixels)
+    found = jax.jit(clip.embed_image, static_argnums=1)(encoders[1], CLIP, pixels)
     assert found.shape == (2, 20)
     assert_allclose(found, normalised(image), atol=1e-5)
 
@@ -112,7 +112,7 @@ def test_embeddings_are_those_of_the_whole_clip_model(encoders, hugging_face):
 def test_text_is_pooled_at_the_first_end_token_whatever_its_id(encoders):
     whole = dataclasses.replace(CLIP, layer="last")
     features = encode_text(encoders[0], IDS, whole)
-    run = compiled(clip.embed_text, static_argnums=1)
+    run = jax.jit(clip.embed_text, static_argnums=1)
     for end, places in ((10, [3, 5]), (1, [0, 1]), (3, [1, 0])):
         wanted = np.asarray(features)[[0, 1], places] @ encoders[0]["text_projection"]["kernel"]
         found = run(encoders[0], CLIP, IDS, jnp.int32(end))
@@ -124,7 +124,7 @@ def test_text_is_pooled_at_the_first_end_token_whatever_its_id(encoders):
 
 
 def test_a_new_text_tower_tells_any_two_words_apart():
-    text, _ = clip.init_params(CLIP, jax.random.key(0))
+    text = jax.jit(lambda key: clip.init_params(CLIP, key)[0])(jax.random.key(0))
     words = jnp.array([[9, 3, word, 10, 0, 0] for word in range(1, 9)])
     found = np.asarray(encode_text(text, words))[:, 2]
     # Codes that have nothing in common are the square root of 2 of their length apart.

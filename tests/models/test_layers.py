@@ -16,7 +16,7 @@ from stylecrafter_jax.models.layers import (
     Upsample,
     timestep_embedding,
 )
-from tests.models.filled import compiled, fill, normal, shapes_of
+from tests.models.filled import fill, normal, shapes_of
 
 F32 = {"dtype": jnp.float32}
 LAYER = {"atol": 1e-5, "rtol": 1e-5}
@@ -84,7 +84,7 @@ def test_res_block_is_the_originals(original, resample, scale_shift, out_channel
     wanted = original.apply(
         original.res_block, state, x, emb, resample=resample, scale_shift=scale_shift
     )
-    found = compiled(module.apply, static_argnums=3)(variables, x, emb, True)
+    found = jax.jit(module.apply, static_argnums=3)(variables, x, emb, True)
     assert_allclose(found, wanted, **LAYER)
 
 
@@ -92,7 +92,7 @@ def test_res_block_convolves_time_in_video_only(original):
     x, emb = normal(1, *VIDEO), normal(2, 2, 12)
     module = ResBlock(out_channels=32, temporal_conv="space_time", **F32)
     variables, state = fill(module, x, emb, temporal=True)
-    run = compiled(module.apply, static_argnums=3)
+    run = jax.jit(module.apply, static_argnums=3)
     for temporal in (True, False):
         wanted = original.apply(original.res_block, state, x, emb, convolves_time=temporal)
         assert_allclose(run(variables, x, emb, temporal), wanted, **LAYER)
@@ -112,7 +112,7 @@ def test_temporal_convolutions_are_the_originals(original, spatial):
         "conv4.3.weight": narrow,
     }
     wanted = original.apply(original.temporal_conv, state, x)
-    assert_allclose(compiled(module.apply)(variables, x), wanted, **LAYER)
+    assert_allclose(jax.jit(module.apply)(variables, x), wanted, **LAYER)
 
 
 @pytest.mark.parametrize("learned", [True, False])
@@ -131,7 +131,7 @@ def test_convolutions_in_parts_are_the_originals(original, monkeypatch, cache_by
     module = ResBlock(out_channels=64, **F32)
     variables, state = fill(module, x, emb, temporal=True)
     wanted = original.apply(original.res_block, state, x, emb)
-    found = compiled(module.apply, static_argnums=3)(variables, x, emb, True)
+    found = jax.jit(module.apply, static_argnums=3)(variables, x, emb, True)
     assert_allclose(found, wanted, **LAYER)
     module = Upsample(learned=True, **F32)
     variables, state = fill(module, x)

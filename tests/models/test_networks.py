@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 
 from stylecrafter_jax import params as weights_of
 from stylecrafter_jax.models.networks import init_params, networks, parameter_shapes
-from tests.models.filled import compiled, normal
+from tests.models.filled import normal
 from tests.parity import weights
 
 TEXT, STYLE = normal(1, 2, 5, 24), normal(2, 2, 3, 24)
@@ -47,11 +47,11 @@ def test_weights_in_numpy_serve_inside_a_scan(small):
     def sample(x):
         return jax.lax.scan(lambda x, t: (x - 0.1 * denoise(x, t), None), x, T)[0]
 
-    single = compiled(denoise)
+    single = jax.jit(denoise)
     wanted = X
     for t in T:
         wanted = wanted - 0.1 * single(wanted, t)
-    assert_allclose(compiled(sample)(X), wanted, atol=1e-5)
+    assert_allclose(jax.jit(sample)(X), wanted, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def predict(small):
     def run(params, dtype):
         return networks(config, dtype).unet(params, X, T, TEXT, STYLE)
 
-    return compiled(run, static_argnums=1)
+    return jax.jit(run, static_argnums=1)
 
 
 def test_bfloat16_is_close_and_returns_float32(small, predict):
@@ -83,7 +83,7 @@ def test_keys_and_values_given_are_those_computed_in_the_compute_dtype(small, pr
         kv = nets.context_kv(params, TEXT, STYLE)
         return nets.unet(params, X, T, TEXT, STYLE, kv=kv), kv
 
-    found, kv = compiled(given)(params)
+    found, kv = jax.jit(given)(params)
     wanted = predict(params, dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves(kv)} == {jnp.dtype(dtype)}
     # In bfloat16 the two programs may round differently.
@@ -94,7 +94,7 @@ def test_keys_and_values_given_are_those_computed_in_the_compute_dtype(small, pr
 def test_style_scale_is_weight_times_constant_times_one_plus_offset(small):
     config, params = small
     nets = networks(config)
-    one = compiled(lambda style, text: nets.style_scale(params, style, text))(STYLE, TEXT)
+    one = jax.jit(lambda style, text: nets.style_scale(params, style, text))(STYLE, TEXT)
     assert one.shape == (2, 1) and one.dtype == jnp.float32
     assert np.all((0 < one) & (one < 2 * 0.8))
     assert_allclose(nets.style_scale(params, STYLE, TEXT, 2.5), 2.5 * one, rtol=1e-6)
@@ -118,15 +118,15 @@ def test_attached_style_has_no_weights_of_its_own_in_the_unet(small):
 def test_autoencoder_goes_through_latents_of_its_own_size(small):
     config, params = small
     nets = networks(config)
-    mean, logvar = compiled(lambda x: nets.vae_encode(params, x))(normal(3, 1, 8, 12, 3))
+    mean, logvar = jax.jit(lambda x: nets.vae_encode(params, x))(normal(3, 1, 8, 12, 3))
     assert mean.shape == logvar.shape == (1, 4, 6, 4)
-    assert compiled(lambda z: nets.vae_decode(params, z))(mean).shape == (1, 8, 12, 3)
+    assert jax.jit(lambda z: nets.vae_decode(params, z))(mean).shape == (1, 8, 12, 3)
 
 
 def test_references_and_their_weights_reach_the_style_tokens(small):
     config, params = small
     nets, tokens = networks(config), normal(4, 1, 4, 40)
-    run = compiled(lambda *args: nets.style_tokens(params, *args))
+    run = jax.jit(lambda *args: nets.style_tokens(params, *args))
     alone = run(tokens[:, :2])
     both = run(tokens, jnp.array([[1.0, 1.0, 0.0, 0.0]]))
     assert alone.shape == (1, 3, 24)

@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 
 from stylecrafter_jax.config import ScaleEncoderConfig, StyleTransformerConfig
 from stylecrafter_jax.models.style import MultiheadAttention, ScaleEncoder, StyleTransformer
-from tests.models.filled import compiled, fill, normal
+from tests.models.filled import fill, normal
 
 STYLE = StyleTransformerConfig(in_dim=16, out_dim=12, num_heads=4, num_tokens=3, n_layers=2)
 SCALE = ScaleEncoderConfig(in_dim=12, num_heads=4, num_tokens=5, n_layers=1)
@@ -21,7 +21,7 @@ def style():
     """Image tokens, and weights or None -> style tokens."""
     module = StyleTransformer(config=STYLE)
     variables, _ = fill(module, TOKENS)
-    run = compiled(module.apply)
+    run = jax.jit(module.apply)
     return lambda tokens, weights=None: run(variables, tokens, weights)
 
 
@@ -57,7 +57,7 @@ def test_gradients_flow_to_the_weighted_tokens_alone():
     def loss(tokens):
         return jnp.square(module.apply(variables, tokens, each(1, 0, 2))).sum()
 
-    grads = compiled(jax.grad(loss))(TOKENS)
+    grads = jax.jit(jax.grad(loss))(TOKENS)
     assert np.isfinite(grads).all()
     sizes = np.abs(grads).reshape(2, 3, 4, 16).max(axis=(0, 2, 3))
     assert sizes[1] == 0.0 and sizes[0] > 1e-3 and sizes[2] > 1e-3
@@ -78,7 +78,7 @@ def test_packed_attention_is_pytorchs():
 def test_offsets_of_the_scales_lie_in_one_around_zero():
     module, style, text = ScaleEncoder(config=SCALE), normal(1, 2, 3, 12), normal(2, 2, 7, 12)
     variables, _ = fill(module, style, text)
-    offsets = compiled(module.apply)(variables, 100.0 * style, text)
+    offsets = jax.jit(module.apply)(variables, 100.0 * style, text)
     assert offsets.shape == (2, 5, 1)
     assert np.abs(offsets).max() < 1.0
 
@@ -86,7 +86,7 @@ def test_offsets_of_the_scales_lie_in_one_around_zero():
 def test_bfloat16_is_close_and_parameters_are_float32(style):
     module = StyleTransformer(config=STYLE, dtype=jnp.bfloat16)
     variables, _ = fill(module, TOKENS)
-    found = compiled(module.apply)(variables, TOKENS, each(1, 2, 1))
+    found = jax.jit(module.apply)(variables, TOKENS, each(1, 2, 1))
     wanted = style(TOKENS, each(1, 2, 1))
     assert np.abs(found.astype(jnp.float32) - wanted).max() < 0.05 * np.abs(wanted).max()
     made = jax.eval_shape(lambda: module.init(jax.random.key(0), TOKENS))

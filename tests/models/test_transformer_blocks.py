@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from stylecrafter_jax.models.transformer_blocks import (
     TemporalBlock,
     TemporalTransformer,
 )
-from tests.models.filled import compiled, fill, normal
+from tests.models.filled import fill, normal
 
 F32 = {"dtype": jnp.float32}
 LAYER = {"atol": 2e-5, "rtol": 1e-5}  # two blocks of four layers
@@ -47,7 +48,7 @@ def test_spatial_transformer_is_the_originals(original, use_linear, heads):
         original.spatial_transformer, state, VIDEO, TEXT, STYLE, scale,
         heads=2, depth=depth, linear=use_linear, first=first,
     )  # fmt: skip
-    found = compiled(module.apply)(variables, VIDEO, TEXT, STYLE, scale)
+    found = jax.jit(module.apply)(variables, VIDEO, TEXT, STYLE, scale)
     assert_allclose(found, wanted, **LAYER)
 
 
@@ -59,7 +60,7 @@ def test_spatial_transformer_without_norm_of_the_style_is_the_originals(original
         original.spatial_transformer, state, VIDEO, TEXT, STYLE,
         heads=2, depth=1, linear=True, use_norm=False,
     )  # fmt: skip
-    assert_allclose(compiled(module.apply)(variables, VIDEO, TEXT, STYLE), wanted, **LAYER)
+    assert_allclose(jax.jit(module.apply)(variables, VIDEO, TEXT, STYLE), wanted, **LAYER)
 
 
 @pytest.mark.parametrize(
@@ -91,14 +92,14 @@ def test_temporal_transformer_is_the_originals(original, use_linear, relative, k
         original.temporal_transformer, state, VIDEO, context,
         heads=2, depth=2, linear=use_linear, relative=relative is not None, causal=kind == "causal",
     )  # fmt: skip
-    assert_allclose(compiled(module.apply)(variables, VIDEO, context, mask), wanted, **LAYER)
+    assert_allclose(jax.jit(module.apply)(variables, VIDEO, context, mask), wanted, **LAYER)
 
 
 def temporal_block(context=None, relative=2):
     x = normal(5, 3, 4, 16)
     module = TemporalBlock(**HEADS, relative=relative, **F32)
     variables, _ = fill(module, x[None], context, None, None)
-    apply = compiled(module.apply)
+    apply = jax.jit(module.apply)
 
     def run(x, mask):
         return apply(variables, x[None], context, None if mask is None else mask[None], None)[0]
@@ -132,7 +133,7 @@ def test_context_masked_out_is_context_not_given():
     variables, _ = fill(module, VIDEO, TEXT)
     both = jnp.concatenate([TEXT, STYLE], axis=1)
     is_text = jnp.broadcast_to(jnp.arange(10)[None] < 7, (2, 10))
-    run = compiled(module.apply)
+    run = jax.jit(module.apply)
     found = run(variables, VIDEO, both, None, is_text)
     assert_allclose(found, run(variables, VIDEO, TEXT), **LAYER)
 

@@ -17,7 +17,7 @@ from stylecrafter_jax.models.unet_video import (
     unet_plan,
 )
 from tests.models import constructor
-from tests.models.filled import compiled, fill, normal, shapes_of
+from tests.models.filled import fill, normal, shapes_of
 
 MODEL = {"atol": 1e-4, "rtol": 1e-4}
 # One transformer pair in the middle, one before the first block: every kind of layer but resizing.
@@ -140,7 +140,7 @@ def test_unusual_networks_are_the_originals(original, changes, video):
     wanted = original.apply(
         original.unet, state, X, T, TEXT, STYLE, scale, config=config, fps=fps, video=video
     )
-    run = compiled(module.apply, static_argnames="mode")
+    run = jax.jit(module.apply, static_argnames="mode")
     mode = "video" if video else "image"
     found = run(variables, X, T, TEXT, STYLE, scale, fps=fps, mode=mode)
     assert_allclose(found, wanted, **MODEL)
@@ -150,7 +150,7 @@ def test_frame_rate_is_sixteen_where_none_is_given(original):
     config = modified(TINY, fps_cond=True, addition_attention=False)
     module = UNetVideo(config=config)
     variables, state = fill(module, X, T, TEXT)
-    found = compiled(module.apply)(variables, X, T, TEXT)
+    found = jax.jit(module.apply)(variables, X, T, TEXT)
     for rate in (16.0, 17.0):
         fps = jnp.full((2,), rate)
         wanted = original.apply(original.unet, state, X, T, TEXT, config=config, fps=fps)
@@ -164,7 +164,7 @@ def test_features_are_added_where_the_original_adds_them(original):
     features = [normal(4, 2, 3, 2, 4, 64)]
     tensors = [original.torch.tensor(np.asarray(y)) for y in features]
     wanted = original.apply(original.unet, state, X, T, TEXT, config=config, features=tensors)
-    found = compiled(module.apply)(variables, X, T, TEXT, features=features)
+    found = jax.jit(module.apply)(variables, X, T, TEXT, features=features)
     assert_allclose(found, wanted, **MODEL)
     plain = original.apply(original.unet, state, X, T, TEXT, config=config)
     assert np.abs(found - plain).max() > 1e-2
@@ -199,7 +199,7 @@ def tiny():
     """The tiny UNet: its variables, and a function of its other arguments."""
     module = UNetVideo(config=TINY)
     variables, _ = fill(module, X, T, TEXT, STYLE)
-    run = compiled(module.apply, static_argnames="mode")
+    run = jax.jit(module.apply, static_argnames="mode")
     return variables, functools.partial(run, variables)
 
 
@@ -265,7 +265,7 @@ def test_texts_that_share_their_videos_give_what_each_gives_with_its_own(changes
     scale = jnp.tile(scale, (1, config.dual_layers))
     fps = jnp.array([8.0, 24.0]) if config.fps_cond else None
     variables, _ = fill(module, x, t, TEXT, STYLE, fps=fps)
-    run = compiled(module.apply)
+    run = jax.jit(module.apply)
     shared = run(variables, x, t, texts, STYLE, scale, fps=fps)
     own = (jnp.tile(y, (3,) + (1,) * (y.ndim - 1)) for y in (x, t))
     rates = None if fps is None else jnp.tile(fps, 3)
@@ -280,7 +280,7 @@ def test_time_embeddings_made_for_all_steps_are_those_of_each(fps):
     variables, _ = fill(module, X, T, TEXT, fps=fps)
     steps = jnp.array([999.0, 400.0, 3.0])
     tables = unet_embeddings(weights_of.flatten(variables["params"]), config, steps, fps)
-    run = compiled(module.apply)
+    run = jax.jit(module.apply)
     given = run(variables, X, jnp.zeros(2), TEXT, embeddings={k: v[1] for k, v in tables.items()})
     wanted = run(variables, X, jnp.full((2,), 400.0), TEXT, fps=fps)
     assert_allclose(given, wanted, atol=1e-5)
@@ -292,7 +292,7 @@ def test_unstyled_videos_do_not_see_the_style_in_their_temporal_context():
     config = modified(TINY, temporal_selfatt_only=False, addition_attention=False)
     module = UNetVideo(config=config)
     variables, _ = fill(module, X, T, TEXT, STYLE)
-    run = compiled(module.apply)
+    run = jax.jit(module.apply)
     both = run(variables, X, T, TEXT, STYLE[:1])
     assert_allclose(both[1:], run(variables, X[1:], T[1:], TEXT[1:]), atol=1e-5)
 
@@ -318,7 +318,7 @@ def differentiated(tiny):
             y = module.apply({"params": {**params, **middle}}, X, T, TEXT, style)
             return jnp.square(y).mean()
 
-        traced = compiled(jax.value_and_grad(loss, argnums=(0, 1))).trace(middle, STYLE)
+        traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(middle, STYLE)
         return traced.lower().compile()(middle, STYLE), str(traced.jaxpr)
 
     return functools.cache(gradients)
@@ -347,8 +347,8 @@ def test_outermost_blocks_on_a_kept_inner_part_give_what_all_blocks_give(outermo
     module = UNetVideo(config=config)
     text = jnp.concatenate([TEXT, -TEXT]) if shared else TEXT
     variables, _ = fill(module, X, T, TEXT, STYLE)
-    run = compiled(functools.partial(module.apply, outermost=outermost))
-    wanted = compiled(module.apply)(variables, X, T, text, STYLE)
+    run = jax.jit(functools.partial(module.apply, outermost=outermost))
+    wanted = jax.jit(module.apply)(variables, X, T, text, STYLE)
     out, deep = run(variables, X, T, text, STYLE)
     np.testing.assert_array_equal(out, wanted)
     again, same = run(variables, X, T, text, STYLE, deep=deep)

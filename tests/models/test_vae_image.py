@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 
 from stylecrafter_jax.config import AutoencoderConfig
 from stylecrafter_jax.models.vae_image import Decode, Encode, posterior
-from tests.models.filled import compiled, fill, normal, shapes_of
+from tests.models.filled import fill, normal, shapes_of
 
 MODEL = {"atol": 1e-4, "rtol": 1e-4}
 # Nominal side 8: attention at the second of three levels, of side 4.
@@ -27,7 +27,7 @@ def test_encoder_with_attention_is_the_originals(original):
     variables, state = fill(module, PIXELS)
     assert attention_places(state) == {f"encoder.down.1.attn.{i}" for i in range(2)}
     wanted = original.apply(original.vae_encode, state, PIXELS, config=ATTENDS)
-    assert_allclose(compiled(module.apply)(variables, PIXELS), wanted, **MODEL)
+    assert_allclose(jax.jit(module.apply)(variables, PIXELS), wanted, **MODEL)
 
 
 def test_decoder_with_attention_is_the_originals(original):
@@ -35,7 +35,7 @@ def test_decoder_with_attention_is_the_originals(original):
     variables, state = fill(module, LATENTS)
     assert attention_places(state) == {f"decoder.up.1.attn.{i}" for i in range(3)}
     wanted = original.apply(original.vae_decode, state, LATENTS, config=ATTENDS)
-    assert_allclose(compiled(module.apply)(variables, LATENTS), wanted, **MODEL)
+    assert_allclose(jax.jit(module.apply)(variables, LATENTS), wanted, **MODEL)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_bfloat16_is_close_and_returns_float32():
     z = normal(2, 1, 3, 4, 4)
     half, full = Decode(config=config, dtype=jnp.bfloat16), Decode(config=config)
     variables, _ = fill(full, z)
-    found, wanted = (compiled(module.apply)(variables, z) for module in (half, full))
+    found, wanted = (jax.jit(module.apply)(variables, z) for module in (half, full))
     assert found.dtype == jnp.float32
     assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
     made = jax.eval_shape(lambda: half.init(jax.random.key(0), z))

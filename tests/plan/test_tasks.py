@@ -27,7 +27,6 @@ NAMES = {  # ours -> the programs of `StyleCrafter`
 
 
 MESHES = ({"data": 2, "frames": 2}, {"fsdp": 2, "tensor": 2})
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def kinds(args):
@@ -43,7 +42,7 @@ class Recorded(Programs):
     """Programs that remember what they were given, and how often they were run."""
 
     def __init__(self):
-        super().__init__(QUICK)
+        super().__init__()
         self.args, self.runs, self.lies, self.texts = {}, {}, {}, {}
 
     def get(self, key, function, *args, **settings):
@@ -119,7 +118,7 @@ def test_a_plan_over_a_mesh_is_of_the_programs_that_generate_there(small_bundle,
                 for arg, layout in zip(program.args, program.layouts, strict=True)
                 for x in jax.tree.leaves(placed(arg, layout, mesh))
             ]
-            found = traced.lower().compile(QUICK).as_text()
+            found = traced.lower().compile().as_text()
         for (shape, _), own, wanted in zip(
             kinds(program.args), recorded.lies[name], planned, strict=True
         ):

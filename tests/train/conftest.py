@@ -39,7 +39,6 @@ LOSS, WEIGHTS = 1e-5, 2e-4
 # them out. Their gradient is a thousandth of any other's, nothing but rounding.
 LAST = "unet/output_blocks.1.2"
 UNSEEN = (f"{LAST}/transformer_blocks.0/ff/net.2/bias", f"{LAST}/proj_out/bias")
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(scope="session")
@@ -129,8 +128,7 @@ def toy_step(optimizer, steps, ema_decay):
     """The step of `toy_loss`, compiled once for all tests."""
     if optimizer.schedule == "constant" and steps != 1:
         return toy_step(optimizer, 1, ema_decay)
-    step = make_train_step(toy_loss, make_optimizer(optimizer, steps), ema_decay=ema_decay)
-    return jax.jit(step.__wrapped__, donate_argnames="state", compiler_options=QUICK)
+    return make_train_step(toy_loss, make_optimizer(optimizer, steps), ema_decay=ema_decay)
 
 
 def toy_build_step(experiment, start, tx, mode):

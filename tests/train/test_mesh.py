@@ -7,12 +7,11 @@ import pytest
 from stylecrafter_jax import sharding
 from stylecrafter_jax.checkpoints.store import Store
 from stylecrafter_jax.config import ConfigError
-from stylecrafter_jax.train import setup
 from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.metrics_log import read_metrics
 from stylecrafter_jax.train.optimizer import make_optimizer
 from stylecrafter_jax.train.step import init_state
-from tests.train.conftest import QUICK, UNSEEN, assert_same_training, changed
+from tests.train.conftest import UNSEEN, assert_same_training, changed
 
 
 @pytest.fixture
@@ -22,18 +21,6 @@ def eight(experiment, monkeypatch):
         pytest.skip("eight devices are not here")
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
     return changed(experiment, data__image_batch=8)
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Steps of the small model itself that compile sooner."""
-    build = setup.build_step
-
-    def build_step(*args):
-        step = build(*args).__wrapped__
-        return jax.jit(step, donate_argnames="state", compiler_options=QUICK)
-
-    monkeypatch.setattr(setup, "build_step", build_step)
 
 
 def on(experiment, data, fsdp, **settings):
@@ -54,7 +41,7 @@ def test_any_mesh_trains_as_one_device_and_goes_on_on_another(tmp_path, eight, t
 
 
 @pytest.mark.slow
-def test_frozen_weights_may_be_whole_on_every_device(tmp_path, eight, quick):
+def test_frozen_weights_may_be_whole_on_every_device(tmp_path, eight):
     one, split = tmp_path / "one", tmp_path / "split"
     train(eight, one, progress=False)
     mesh = {"data": 2, "fsdp": 4, "replicate_frozen": True}
@@ -64,7 +51,7 @@ def test_frozen_weights_may_be_whole_on_every_device(tmp_path, eight, quick):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 1), (1, 8), (2, 4), (2, 1), (2, 2, 1, 2), (2, 1, 2, 2)])
-def test_the_model_itself_trains_on_a_mesh_as_on_one_device(tmp_path, eight, quick, sizes):
+def test_the_model_itself_trains_on_a_mesh_as_on_one_device(tmp_path, eight, sizes):
     one, split = tmp_path / "one", tmp_path / "split"
     train(eight, one, progress=False)
     mesh = dict(zip(("data", "fsdp", "frames", "tensor"), sizes, strict=False))
@@ -74,7 +61,7 @@ def test_the_model_itself_trains_on_a_mesh_as_on_one_device(tmp_path, eight, qui
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(2, 2, 2, 1), (1, 2, 2, 2), (4, 1, 2, 1)])
-def test_pictures_and_clips_train_on_a_mesh_as_on_one_device(tmp_path, eight, clips, quick, sizes):
+def test_pictures_and_clips_train_on_a_mesh_as_on_one_device(tmp_path, eight, clips, sizes):
     both = changed(eight, stage="stage2", data__videos=str(clips), data__video_batch=8)
     one, split = tmp_path / "one", tmp_path / "split"
     train(both, one, progress=False)

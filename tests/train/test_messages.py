@@ -16,7 +16,6 @@ from stylecrafter_jax.sharding import make_mesh, on_mesh
 from stylecrafter_jax.train.experiment import DataConfig, Experiment, MeshConfig, TrainConfig
 from tests.collectives import messages
 from tests.conftest import SMALL
-from tests.train.conftest import QUICK
 
 PICTURES, CLIPS = "step on pictures", "step on clips"
 # Of token embeddings, rows are looked up where they lie, and then change places.
@@ -63,7 +62,7 @@ def sent(name, **axes):
     programs = training(experiment, SMALL).programs
     program = next(program for program in programs if program.name == name)
     with on_mesh(mesh):
-        text = program.traced(mesh).lower().compile(QUICK).as_text()
+        text = program.traced(mesh).lower().compile().as_text()
     found = {}
     for message in messages(text):
         if not re.search(LOOKED_UP, message.name):

@@ -26,14 +26,12 @@ from stylecrafter_jax.train.step import init_state, make_train_step, row_keys
 
 KEY = jax.random.key(0)
 KEYS = row_keys(KEY, 4)
-# The claims hold for any program; this one compiles fastest.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(scope="module")
 def make_loss(nets):
     features = functools.partial(encode, nets[0], scale_factor=1.0, image_size=224)
-    empty = nets[0].encode_text(nets[1], jnp.asarray(Tokenizer.load()([""])))
+    empty = jax.jit(nets[0].encode_text)(nets[1], jnp.asarray(Tokenizer.load()([""])))
 
     # The batch's text has five tokens, so the empty prompt's are cut to as many.
     def short(params, batch, key):
@@ -51,7 +49,6 @@ def test_loss_falls_on_a_constant_batch(nets, make_loss, batch):
     trainable = weights.select(params, STAGES["base"].trainable)
     frozen = {name: value for name, value in params.items() if name not in trainable}
     step = make_train_step(make_loss(), optax.adam(3e-3), ema_decay=0.9)
-    step = jax.jit(step.__wrapped__, compiler_options=QUICK)
     state, losses = init_state(trainable, optax.adam(3e-3)), []
     for _ in range(24):
         # Always the same noise and timestep, so that losses can be compared.
@@ -61,7 +58,7 @@ def test_loss_falls_on_a_constant_batch(nets, make_loss, batch):
 
 
 def test_rows_that_drop_their_style_are_the_base_model(nets, make_loss, batch):
-    loss, params = jax.jit(make_loss(), compiler_options=QUICK), nets[1]
+    loss, params = jax.jit(make_loss()), nets[1]
     all_rows = jnp.ones(4, bool)
     dropped, _ = loss(params, {**batch, "drop_style": all_rows}, KEYS)
     without, _ = loss(params, {k: v for k, v in batch.items() if k != "image"}, KEYS)
@@ -72,22 +69,21 @@ def test_rows_that_drop_their_style_are_the_base_model(nets, make_loss, batch):
 
 def test_metrics_of_parts_are_those_of_the_rows_they_name(nets, make_loss, batch):
     """Rows with and without style, and the loss of four timesteps by the key of the loss."""
-    loss, params = jax.jit(make_loss(), compiler_options=QUICK), nets[1]
+    loss, params = jax.jit(make_loss()), nets[1]
     dropped = jnp.array([True, False, False, True])
     _, metrics = loss(params, {**batch, "drop_style": dropped}, KEYS)
     t = draw_timesteps(jax.vmap(lambda key: jax.random.split(key, 4)[1])(KEYS), 1000)
     counts = np.histogram(t, bins=[0, 250, 500, 750, 1000])[0]
     np.testing.assert_array_equal(metrics[LOSS_T][:, 1], counts)
     np.testing.assert_allclose(jnp.sum(metrics[LOSS_T][:, 0]) / 4, metrics["unweighted_loss"], 1e-6)
-    factors = nets[0].style_scale(
-        params, nets[0].style_tokens(params, batch["image"]), batch["text"]
-    )
+    style = jax.jit(nets[0].style_tokens)(params, batch["image"])
+    factors = jax.jit(nets[0].style_scale)(params, style, batch["text"])
     np.testing.assert_allclose(metrics[SCALE][:, 0], factors[1] + factors[2], rtol=1e-5)
     np.testing.assert_array_equal(metrics[SCALE][:, 1], 2.0)
 
 
 def test_rows_that_drop_their_text_do_not_see_it(nets, make_loss, batch):
-    loss, params = jax.jit(make_loss(), compiler_options=QUICK), nets[1]
+    loss, params = jax.jit(make_loss()), nets[1]
     flags = {"drop_text": jnp.ones(4, bool)}
     one, _ = loss(params, {**batch, **flags}, KEYS)
     other, _ = loss(params, {**batch, **flags, "text": 2.0 * batch["text"]}, KEYS)

@@ -42,14 +42,14 @@ def best_linear(pixels, fit):
 
 def test_new_autoencoder_is_the_best_linear_one():
     config = model()
-    fresh = select(init_params(config, jax.random.key(0)), "^vae/")
+    fresh = jax.jit(lambda key: select(init_params(config, key), "^vae/"))(jax.random.key(0))
     params = begin_as_components(config.vae, fresh, pictures(200))
     assert {n: v.shape for n, v in params.items()} == {n: v.shape for n, v in fresh.items()}
     nets = networks(config)
     seen = pictures(6, seed=1).astype(np.float32) / 127.5 - 1.0
-    mean, logvar = nets.vae_encode(params, jnp.asarray(seen))
+    mean, logvar = jax.jit(nets.vae_encode)(params, jnp.asarray(seen))
     expected = best_linear(seen, pictures(200).astype(np.float64) / 127.5 - 1.0)
-    got = np.asarray(nets.vae_decode(params, mean))
+    got = np.asarray(jax.jit(nets.vae_decode)(params, mean))
     error, distance = np.square(expected - seen).mean(), np.square(got - expected).mean()
     assert distance < 0.01 * error  # the norms divide by nearly constants, not quite
     np.testing.assert_allclose(np.asarray(logvar), -6.0, atol=1e-5)

@@ -34,7 +34,6 @@ from tests.train.conftest import changed
 
 FROM_EXAMPLES = ("pixels", "ids", "fps")
 ONE = jax.local_devices()[:1]
-QUICK = {"xla_backend_optimization_level": 0}
 DROP = {"text": 0.2, "style": 0.2, "both": 0.2}
 
 
@@ -86,7 +85,7 @@ def seen_by(nets, batch):
     params = {**nets[1], EMPTY_TEXT: np.zeros((1, 77, 24), np.float32)}
     keys = row_keys(jax.random.key(3), len(batch["index"]))
     see = functools.partial(encode_batch, nets[0], scale_factor=0.5, image_size=224)
-    return jax.jit(see, compiler_options=QUICK)(params, batch, keys)
+    return jax.jit(see)(params, batch, keys)
 
 
 @pytest.fixture

@@ -10,14 +10,11 @@ import pytest
 
 from stylecrafter_jax.cli import main
 from stylecrafter_jax.config import ConfigError
-from stylecrafter_jax.train import replay as module
 from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.metrics_log import read_metrics
 from stylecrafter_jax.train.replay import replay
 from tests.several import write_config
-from tests.train.conftest import QUICK, changed
-
-BY_ROW = jax.jit(module._by_row.__wrapped__, static_argnames="loss", compiler_options=QUICK)
+from tests.train.conftest import changed
 
 
 def digests(folder):
@@ -30,9 +27,8 @@ def digests(folder):
 
 
 @pytest.fixture
-def finished(toy, experiment, tmp_path, monkeypatch):
+def finished(toy, experiment, tmp_path):
     """Five steps with checkpoints of steps 2, 4 and 5."""
-    monkeypatch.setattr(module, "_by_row", BY_ROW)
     five = changed(experiment, train__steps=5)
     run = tmp_path / "run"
     train(five, run, progress=False)

@@ -27,7 +27,7 @@ from stylecrafter_jax.train.loop import train
 from stylecrafter_jax.train.metrics_log import MetricsLog, read_metrics
 from stylecrafter_jax.train.stages import STAGES
 from stylecrafter_jax.train.start import load_start
-from tests.train.conftest import QUICK, changed
+from tests.train.conftest import changed
 from tests.train.test_loop import assert_same_run
 
 PROMPTS = ["a cat", "a dog on the moon"]
@@ -128,7 +128,7 @@ def test_weights_of_the_moment_are_sampled_by_programs_compiled_once(
     tmp_path,
     monkeypatch,
 ):
-    programs, spent = Programs(QUICK), []
+    programs, spent = Programs(), []
     monkeypatch.setattr(samples, "Programs", lambda: programs)
 
     def write_image(self, step, name, image):
