@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import HealthCheck, settings
 
-from tests.models.filled import compiled, normal
+from tests.models.filled import normal
 
 # Largest error over largest value: a layer's tolerance, and eight bits of mantissa.
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 2e-2}
@@ -57,9 +57,7 @@ def with_gradients(function):
 
 
 def _run(function, arrays):
-    # Compiled in haste, XLA:CPU multiplies no bfloat16.
-    jitted = jax.jit if arrays[0].dtype == jnp.bfloat16 else compiled
-    return jitted(with_gradients(function))(*arrays)
+    return jax.jit(with_gradients(function))(*arrays)
 
 
 def normals(*shapes: tuple[int, ...]) -> list[jax.Array]:

@@ -17,7 +17,7 @@ from stylecrafter_jax.kernels.lanes import LANES
 from stylecrafter_jax.kernels.temporal_attention import relative_attention
 from stylecrafter_jax.kernels.temporal_attention_sizes import Sizes
 from tests.kernels.agreement import assert_agrees, few, implementation, normals
-from tests.models.filled import compiled, normal
+from tests.models.filled import normal
 
 IMPLEMENTATIONS = ("xla", "tpu", "gpu")
 LAYER = {"atol": 1e-5, "rtol": 1e-5}
@@ -95,7 +95,7 @@ def test_relative_attention_is_the_originals(original, queries, keys, causal):
     tables = normal(3, 2 * extent + 1, width), normal(4, 2 * extent + 1, width)
     mask = jnp.tril(jnp.ones((queries, keys), bool)) if causal else None
     split = [y.reshape(2, -1, heads, width) for y in (q, k, v)]
-    found = compiled(relative_attention)(*split, *tables, None if mask is None else mask[None])
+    found = jax.jit(relative_attention)(*split, *tables, None if mask is None else mask[None])
     wanted = original.apply(
         lambda _, q, k, v, *tables, mask: original.relative_attend(q, k, v, heads, *tables, mask),
         {}, q, k, v, *tables, mask=mask,
