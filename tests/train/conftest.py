@@ -35,8 +35,8 @@ from tests.parity import weights
 
 # Sums over devices are added in another order; Adam divides the small ones by their own size.
 LOSS, WEIGHTS = 1e-5, 2e-4
-# For runs of the networks themselves: of a gradient that is nothing but rounding, as of what the last
-# norm takes out, Adam makes whole steps with its usual 1e-8, and with this one none.
+# For runs of the networks themselves: of a gradient that is nothing but rounding, as of what the
+# last norm takes out, Adam makes whole steps with its usual 1e-8, and with this one none.
 EPS, CLOSE = 1e-4, 1e-6
 
 
