@@ -23,8 +23,7 @@ def test_agrees_with_the_original(name):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [*WITH_PICTURES, *(pytest.param(n, marks=pytest.mark.slow) for n in (*MORE, *FULL_SIZE))],
+    "name", [*WITH_PICTURES, *MORE, *(pytest.param(n, marks=pytest.mark.slow) for n in FULL_SIZE)]
 )
 def test_agrees_with_the_original_at_hand(name):
     folder = SHARED / "videocrafter" / name

@@ -15,11 +15,8 @@ from tests.train.conftest import CLOSE, EPS, assert_same_training, changed
 
 
 @pytest.fixture
-def eight(experiment, monkeypatch):
-    """The experiment on batches of eight, and a model whose small arrays are split as well."""
-    if jax.device_count() < 8:
-        pytest.skip("eight devices are not here")
-    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)
+def eight(experiment, everything_is_split):
+    """The experiment on eight devices, with a row of a batch for each."""
     return changed(experiment, data__image_batch=8)
 
 
