@@ -147,8 +147,8 @@ def whole(given: Given, env: Mapping[str, str]) -> Given:
     index = number("JAX_PROCESS_ID") if given.index is None else given.index
     if count == 1:
         return Given(None, 1, 0)
-    if count is None and index is None:
-        return Given()  # an address alone is JAX's own variable for a cluster that it recognizes
+    if given.coordinator is None and count is None and index is None:
+        return Given()  # the variable alone is JAX's own for a cluster that it recognizes
     if coordinator is None or count is None or index is None:
         raise ValueError(
             "several processes need a coordinator (host:port), their count and this one's index, "

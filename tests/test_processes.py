@@ -70,6 +70,12 @@ def test_half_a_description_is_one_line(asked, env, message):
     assert "\n" not in str(error.value) and not asked
 
 
+def test_an_address_alone_is_not_taken_for_one_process(asked):
+    with pytest.raises(ValueError, match="several processes need .* got host:1, None and None"):
+        start(Given("host:1"), {"JAX_PLATFORMS": "cpu"})
+    assert not asked
+
+
 def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch):
     def initialize(*args, **options):
         raise RuntimeError("DEADLINE_EXCEEDED: nobody\nis there")
