@@ -55,25 +55,20 @@ def test_what_is_given_goes_before_the_environment(asked):
 
 
 @pytest.mark.parametrize(
-    ("env", "message"),
+    ("given", "env", "message"),
     [
-        ({COUNT: "2"}, "need a coordinator .* got None, 2 and None"),
-        ({COUNT: "2", INDEX: "0"}, "need a coordinator"),
-        ({COUNT: "two", INDEX: "0"}, "JAX_NUM_PROCESSES must be a number, got 'two'"),
-        ({ADDRESS: "host", COUNT: "2", INDEX: "0"}, "must be host:port, got 'host'"),
-        ({ADDRESS: "host:1", COUNT: "2", INDEX: "2"}, "index of 2 processes .* got 2"),
+        (Given(), {COUNT: "2"}, "need a coordinator .* got None, 2 and None"),
+        (Given(), {COUNT: "2", INDEX: "0"}, "need a coordinator"),
+        (Given(), {COUNT: "two", INDEX: "0"}, "JAX_NUM_PROCESSES must be a number, got 'two'"),
+        (Given(), {ADDRESS: "host", COUNT: "2", INDEX: "0"}, "must be host:port, got 'host'"),
+        (Given(), {ADDRESS: "host:1", COUNT: "2", INDEX: "2"}, "index of 2 processes .* got 2"),
+        (Given("host:1"), {}, "several processes need .* got host:1, None and None"),
     ],
 )
-def test_half_a_description_is_one_line(asked, env, message):
+def test_half_a_description_is_one_line(asked, given, env, message):
     with pytest.raises(ValueError, match=message) as error:
-        start(Given(), env)
+        start(given, env)
     assert "\n" not in str(error.value) and not asked
-
-
-def test_an_address_alone_is_not_taken_for_one_process(asked):
-    with pytest.raises(ValueError, match="several processes need .* got host:1, None and None"):
-        start(Given("host:1"), {"JAX_PLATFORMS": "cpu"})
-    assert not asked
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch):

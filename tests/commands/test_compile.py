@@ -28,9 +28,7 @@ def run(folder, *args):
 
 
 def kept_files(folder):
-    """Returns what is kept: pairs of a program's name and the file it is in."""
-    files = (file.name for file in folder.iterdir() if file.name.endswith("-cache"))
-    return {(name.partition("-")[0].removeprefix("jit_"), name) for name in files}
+    return {file.name for file in folder.iterdir() if file.name.endswith("-cache")}
 
 
 @pytest.mark.slow
@@ -41,7 +39,8 @@ def test_what_is_compiled_ahead_is_not_compiled_again(tmp_path, small_bundle, st
     lines = run(kept, "compile", *shared).splitlines()
     assert lines[-1] == f"kept in {kept}" and any(line.startswith("steps: ") for line in lines)
     ahead = kept_files(kept)
-    assert PROGRAMS <= {program for program, _ in ahead}
+    assert PROGRAMS <= {name.partition("-")[0].removeprefix("jit_") for name in ahead}
     out = tmp_path / "cat.gif"
     run(kept, "generate", "a cat", "--style", style_files[0], "--out", out, *shared)
-    assert not PROGRAMS & {program for program, _ in kept_files(kept) - ahead}
+    later = kept_files(kept) - ahead
+    assert not [name for name in later if any(program in name for program in PROGRAMS)]
